@@ -1,0 +1,68 @@
+"""What a recipe may say about training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+
+class TrainingConfig(BaseModel):
+    """Length, batches, optimiser, loss and bookkeeping of one train step.
+
+    A row is a packed row of up to ``max_length`` tokens for causal models, and one example otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: PositiveFloat | None = Field(None, description="passes over all tasks' rows together; default 1")
+    steps: PositiveInt | None = Field(None, description="optimiser steps, instead of epochs")
+    examples: PositiveInt | None = Field(None, description="examples drawn from the mixture, instead of epochs")
+
+    batch_size: PositiveInt = Field(32, description="rows per optimiser step, over all processes")
+    micro_batch_size: PositiveInt | None = Field(None, description="rows per forward pass; default min(batch_size, 8)")
+    max_length: PositiveInt = Field(512, description="tokens per row; longer examples follow on_overlong")
+    on_overlong: Literal["truncate", "drop", "refuse"] = "truncate"
+    pack: Literal["auto", "always", "never"] = Field("auto", description="several examples per row, isolated exactly")
+
+    aggregation: Literal["token_mean", "sample_mean", "task_token_mean", "task_sample_mean"] = Field(
+        "task_token_mean", description="how token losses become one number (MFTCoder cases 1-4)"
+    )
+    task_weights: dict[str, NonNegativeFloat] = Field({}, description="loss weight per task; 1 where not given")
+
+    learning_rate: PositiveFloat | None = Field(None, description="default 2e-4 for adapters, 2e-5 for full")
+    schedule: str = Field("cosine", description="a scheduler name of transformers")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
+    optimizer: str = Field("adamw_torch_fused", description="an optimiser name of transformers.TrainingArguments")
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="bfloat16 on a GPU that has it, float32 on a CPU"
+    )
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile")
+    liger: Literal["auto", "never"] = Field("auto", description="Liger kernels when a GPU and the package are present")
+
+    logging_steps: PositiveInt = 10
+    save_steps: PositiveInt = 200
+    save_total_limit: PositiveInt = 2
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        given = [name for name in ("epochs", "steps", "examples") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both set the length of training; keep one of them")
+        if self.rows_per_forward > self.batch_size or self.batch_size % self.rows_per_forward:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.rows_per_forward}; "
+                "choose one that divides it"
+            )
+        return self
+
+    @property
+    def rows_per_forward(self) -> int:
+        """Rows per forward pass: micro_batch_size, or the largest divisor of batch_size that is at most 8."""
+        return self.micro_batch_size or max(n for n in range(1, 9) if self.batch_size % n == 0)

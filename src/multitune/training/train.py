@@ -1,0 +1,302 @@
+"""One train step: token tables in, an adapted backbone out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from multitune.errors import MultituneError, nearest
+from multitune.mixing.batches import TrainingBatches
+from multitune.mixing.mixture import Mixture
+from multitune.mixing.policies import MixtureConfig, shares
+from multitune.mixing.tokens import TokenTable
+from multitune.models.loading import Backbone
+from multitune.models.packed import check_packing, packing_route
+from multitune.training.checkpoints import find_checkpoint
+from multitune.training.config import TrainingConfig
+from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
+from multitune.training.logs import JsonLinesLog, LiveView
+from multitune.training.losses import LossModule
+from multitune.training.trainer import MultiTaskTrainer
+
+logger = logging.getLogger("multitune.training")
+
+RESULTS_VERSION = 1
+"""Raised when the same settings would train other weights, so that old checkpoints are not resumed."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training says of itself.
+
+    Attributes:
+        steps: optimiser steps.
+        seconds: wall time of this process, without what ran before a resume.
+        trainable_parameters: parameters that trained.
+        fill: share of the positions that held tokens.
+    """
+
+    steps: int
+    seconds: float
+    trainable_parameters: int
+    fill: float
+
+
+def train(
+    backbone: Backbone,
+    tables: Sequence[TokenTable],
+    mixture: MixtureConfig,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    seed: int,
+    title: str = "train",
+) -> TrainingResult:
+    """Train what of the backbone requires gradients, on a mixture of tasks; resume by itself.
+
+    Args:
+        backbone: model (adapted already) and tokenizer; its weights are changed in place.
+        tables: the tasks' tokens, in the order of their task ids.
+        mixture: in what proportion the tasks are drawn.
+        config: length, batches, optimiser, loss.
+        folder: receives ``log.jsonl`` and ``checkpoints/``; a whole checkpoint of this very run found there is
+            resumed, and ends with the weights of an undisturbed run.
+        seed: of the mixture, of dropout and of everything else that is random.
+        title: name shown in the live view.
+
+    Raises:
+        MultituneError: nothing trains, a loss that is not finite, packing that leaks, a folder that cannot be written.
+        Interrupted: after SIGINT or SIGTERM, when the checkpoint is whole.
+    """
+    names = [table.task for table in tables]
+    trainable = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    if trainable == 0:
+        raise MultituneError("Nothing of the model trains.", title, "Choose an adaptation that has parameters.")
+    batches = make_batches(backbone, tables, mixture, config, seed)
+    fingerprint = _fingerprint(backbone, tables, mixture, config, seed)
+    resume = find_checkpoint(folder / "checkpoints", fingerprint)
+    resumed_step = int(resume.name.removeprefix("checkpoint-")) if resume else 0
+    if resume:
+        logger.info("%s goes on from step %d", title, resumed_step)
+    log, view = JsonLinesLog(folder / "log.jsonl", resumed_step), LiveView(title)
+
+    def show(record: dict[str, Any]) -> None:
+        log.write(record)
+        view.show(record)
+
+    _prepare(backbone, config)
+    started = time.monotonic()
+    with stop_on_signals() as request:
+        stopper = StopAtStepEnd(request)
+        trainer = MultiTaskTrainer(
+            LossModule(backbone),
+            training_arguments(backbone, batches, config, folder, seed),
+            batches=batches,
+            names=names,
+            aggregation=config.aggregation,
+            task_weights_T=_task_weights(config, names),
+            log=show,
+            fingerprint=fingerprint,
+            callbacks=[stopper, view],
+        )
+        _remove_default_printers(trainer)
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        finally:
+            view.close()
+    if request.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(trainer.state.global_step)
+    backbone.model.eval()
+    return TrainingResult(trainer.state.global_step, time.monotonic() - started, trainable, batches.fill)
+
+
+class StopAtStepEnd(TrainerCallback):
+    """Turns a request to stop into a checkpoint and the end of training after the current step."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.request.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def make_batches(
+    backbone: Backbone, tables: Sequence[TokenTable], mixture: MixtureConfig, config: TrainingConfig, seed: int
+) -> TrainingBatches:
+    """Draw the mixture and lay it out in micro-batches, packed where the architecture allows it."""
+    pack = backbone.form == "causal" and config.pack != "never" and packing_route(backbone.model) != "unpacked"
+    if config.pack == "always" and not pack:
+        raise MultituneError(
+            f"{type(backbone.model).__name__} cannot train on packed rows exactly.",
+            "training.pack",
+            "Set training.pack to auto or never.",
+        )
+    if pack:
+        check_packing(backbone)
+    rows = {table.task: len(table) for table in tables}
+    return TrainingBatches(
+        tables,
+        Mixture(rows, mixture, seed, total=_draws(tables, mixture, config, pack)),
+        form=backbone.form,
+        pack=pack,
+        row_length=config.max_length,
+        micro_batch_size=config.rows_per_forward,
+        pad_token_id=backbone.tokenizer.pad_token_id,
+        seed=seed,
+    )
+
+
+def _draws(tables: Sequence[TokenTable], mixture: MixtureConfig, config: TrainingConfig, pack: bool) -> int:
+    """Return how many examples to draw: exact for epochs and examples, enough for the steps asked for otherwise."""
+    if config.examples:
+        return config.examples
+    if not config.steps:
+        return math.ceil((config.epochs or 1.0) * sum(len(table) for table in tables))
+    rows = config.steps * config.batch_size
+    if not pack:
+        return rows
+    progress_P = np.linspace(0, 1, 32)
+    share_PT = shares(mixture, np.array([len(t) for t in tables]), [t.task for t in tables], progress_P)
+    # examples per row under the share that favours short tasks most, and a margin for rows that are fuller than usual
+    mean_length = (share_PT @ np.array([t.lengths.mean() for t in tables])).min()
+    return math.ceil(1.1 * rows * config.max_length / mean_length) + 64
+
+
+def training_arguments(
+    backbone: Backbone, batches: TrainingBatches, config: TrainingConfig, folder: Path, seed: int
+) -> TrainingArguments:
+    """Translate a TrainingConfig into the Trainer's arguments; what was resolved is logged."""
+    device = backbone.model.device if hasattr(backbone.model, "device") else torch.device("cpu")
+    on_gpu = torch.cuda.is_available() and device.type == "cuda"
+    processes = _world_size()
+    accumulation, remainder = divmod(config.batch_size, config.rows_per_forward * processes)
+    if remainder or accumulation == 0:
+        raise MultituneError(
+            f"batch_size {config.batch_size} cannot be shared by {processes} processes "
+            f"with {config.rows_per_forward} rows per forward pass.",
+            "training.batch_size",
+            f"Use a multiple of {config.rows_per_forward * processes}, or a smaller micro_batch_size.",
+        )
+    available = math.ceil(len(batches) / (accumulation * processes))
+    steps = min(config.steps or available, available)
+    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    learning_rate = config.learning_rate or (2e-5 if _trains_everything(backbone) else 2e-4)
+    logger.info(
+        "%d steps of %d rows, learning rate %g, %s, aggregation %s",
+        steps,
+        config.batch_size,
+        learning_rate,
+        "bfloat16" if bf16 and on_gpu else "float32" if config.precision != "float16" else "float16",
+        config.aggregation,
+    )
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=math.ceil(config.warmup * steps),
+        optim=config.optimizer,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        adam_beta1=config.adam_betas[0],
+        adam_beta2=config.adam_betas[1],
+        bf16=bf16 and on_gpu,
+        fp16=config.precision == "float16" and on_gpu,
+        torch_compile=config.compile,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        report_to=list(config.report_to) or "none",
+        seed=seed,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=not on_gpu,
+        log_level="error",
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=backbone.form == "encoder",
+    )
+
+
+def _world_size() -> int:
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)
+
+
+def _trains_everything(backbone: Backbone) -> bool:
+    return all(p.requires_grad for p in backbone.model.parameters())
+
+
+def _prepare(backbone: Backbone, config: TrainingConfig) -> None:
+    """Switch on what belongs to the backbone itself: gradient checkpointing and Liger kernels."""
+    if config.gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(backbone.model, "enable_input_require_grads"):
+            backbone.model.enable_input_require_grads()
+    if config.liger == "auto" and torch.cuda.is_available():
+        from transformers.utils import is_liger_kernel_available
+
+        if is_liger_kernel_available():
+            from transformers.integrations.liger import apply_liger_kernel
+
+            # the losses are ours: only the layers' kernels are wanted
+            apply_liger_kernel(backbone.model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+            logger.info("Liger kernels are on")
+
+
+def _task_weights(config: TrainingConfig, names: Sequence[str]) -> torch.Tensor:
+    for name in config.task_weights:
+        if name not in names:
+            raise MultituneError(
+                f"There is no task '{name}' in this step.{nearest(name, names)}",
+                f"training.task_weights.{name}",
+                f"Name one of: {', '.join(names)}.",
+            )
+    weights = torch.tensor([config.task_weights.get(name, 1.0) for name in names])
+    if weights.sum() == 0:
+        raise MultituneError("All task weights are 0.", "training.task_weights", "Give one task a positive weight.")
+    return weights
+
+
+def _fingerprint(
+    backbone: Backbone, tables: Sequence[TokenTable], mixture: MixtureConfig, config: TrainingConfig, seed: int
+) -> str:
+    """Digest what determines the weights; how often is logged and saved does not."""
+    settings = config.model_dump(exclude={"logging_steps", "save_steps", "save_total_limit", "report_to"})
+    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in backbone.model.named_parameters()]
+    parts = {
+        "version": RESULTS_VERSION,
+        "model": backbone.config.model_dump(mode="json"),
+        "parameters": parameters,
+        "tables": [(table.task, table.fingerprint) for table in tables],
+        "mixture": mixture.model_dump(mode="json"),
+        "training": settings,
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_default_printers(trainer: MultiTaskTrainer) -> None:
+    """The Trainer adds a printer of raw dictionaries; the live view takes its place."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

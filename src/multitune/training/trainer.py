@@ -1,0 +1,243 @@
+"""MultiTaskTrainer: transformers' Trainer with the loss, the counts and the checkpoints of many tasks.
+
+What it changes, and nothing else: where the loss comes from (token losses weighted by counts of the whole optimiser
+step), what is logged (every task), and how a checkpoint is written (whole or absent, no pickle).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from multitune.errors import MultituneError
+from multitune.mixing.batches import TrainingBatches
+from multitune.objectives.aggregation import Aggregation, count, token_weights
+from multitune.training import checkpoints
+from multitune.training.losses import LossModule, labelled
+from multitune.training.monitor import TaskMonitor, TaskSums
+
+Batch = dict[str, Tensor]
+
+
+class EvenBatches(Dataset):  # type: ignore[type-arg]
+    """The micro-batches, filled up with empty ones to a multiple of the number of processes.
+
+    Without them the last optimiser step would leave some processes without a forward pass, and they would wait forever
+    for the others' gradients. An empty micro-batch is a copy of the last one that carries no loss.
+    """
+
+    def __init__(self, batches: TrainingBatches, processes: int) -> None:
+        self.batches = batches
+        self.length = -(-len(batches) // processes) * processes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        if index < len(self.batches):
+            return self.batches[index]
+        batch = dict(self.batches[len(self.batches) - 1])
+        batch["task_ids"] = torch.full_like(batch["task_ids"], -1)
+        if "labels" in batch:
+            batch["labels"] = torch.full_like(batch["labels"], -100)
+        return batch
+
+
+class MultiTaskTrainer(Trainer):
+    """Trains a ``LossModule`` on micro-batches that know the task of every token.
+
+    Args:
+        model: the losses of a backbone.
+        args: Trainer arguments; one dataset item is one micro-batch, so the per-device batch size is 1.
+        batches: the micro-batches.
+        names: the mixture's task names, in the order of its task ids.
+        aggregation: how token losses become one number.
+        task_weights_T: non-negative weights, float32 [T].
+        log: called with every log record on the main process.
+        fingerprint: of everything that determines the run, kept in the checkpoints.
+    """
+
+    model: LossModule
+
+    def __init__(
+        self,
+        model: LossModule,
+        args: TrainingArguments,
+        *,
+        batches: TrainingBatches,
+        names: Sequence[str],
+        aggregation: Aggregation,
+        task_weights_T: Tensor,
+        log: Callable[[dict[str, Any]], None],
+        fingerprint: str,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model, args, train_dataset=EvenBatches(batches, args.world_size), callbacks=callbacks)
+        self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
+        self.model_accepts_loss_kwargs = False
+        self.batches = batches
+        self.aggregation = aggregation
+        self.task_weights_T = task_weights_T.to(args.device)
+        reduce = self._sum_over_processes if args.world_size > 1 else None
+        self.reduce = reduce
+        self.monitor = TaskMonitor(names, args.device, reduce)
+        self.write_log = log
+        self.fingerprint = fingerprint
+        self._tokens_since_log = 0
+        self._seconds_at_log = time.monotonic()
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        """One item is one micro-batch; the order is the mixture's, never shuffled here."""
+        loader = DataLoader(self.train_dataset, batch_size=1, collate_fn=_only_item, shuffle=False)
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> tuple:
+        """Collect one optimiser step's micro-batches and give every labelled token its weight in the step's loss."""
+        batches = list(islice(epoch_iterator, num_batches))
+        places = [labelled(batch, self.model.form) for batch in batches]
+        task_N = torch.cat([place.task_N for place in places])
+        example_N = torch.cat([place.example_N for place in places])
+        counts = count(task_N, example_N, len(self.monitor.names), self.reduce)
+        self.monitor.count(counts)
+        weights_N = token_weights(self.aggregation, task_N, counts, self.task_weights_T)
+        sizes = [len(place.task_N) for place in places]
+        for batch, weight_n, place in zip(batches, weights_N.split(sizes), places, strict=True):
+            batch["task_N"], batch["weight_N"] = place.task_N, weight_n
+            self._tokens_since_log += batch["input_ids"].numel()
+        return batches, None
+
+    # -- loss ----------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return sum_i weight_i nll_i, times the number of processes because their gradients are averaged."""
+        task_N, weight_N = inputs.pop("task_N"), inputs.pop("weight_N")
+        nll_N = model(inputs)
+        self.monitor.add(nll_N, weight_N, task_N)
+        if nll_N.device.type == "cpu":  # on a GPU this would wait for the device; there it is asked per log line
+            self.monitor.refuse_nonfinite(self.state.global_step + 1)
+        return (weight_N * nll_N).sum() * self.args.world_size
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor.clone(), reduction="sum")
+
+    # -- log -----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every task's loss, tokens, examples and share; hand the record to the JSON log and the integrations."""
+        if "loss" not in logs:
+            return super().log(logs, start_time)
+        self.monitor.refuse_nonfinite(self.state.global_step)
+        tasks = {name: sums for name, sums in self.monitor.read().items() if sums.tokens}
+        record = self._record(logs, tasks)
+        if self.is_world_process_zero():
+            self.write_log(record)
+        flat = {f"loss/{name}": sums.loss for name, sums in tasks.items()}
+        flat |= {f"share/{name}": sums.share for name, sums in tasks.items()}
+        super().log({**logs, **flat, "tokens_per_second": record["tokens_per_second"]}, start_time)
+
+    def _record(self, logs: dict[str, float], tasks: dict[str, TaskSums]) -> dict[str, Any]:
+        now = time.monotonic()
+        seconds, self._seconds_at_log = now - self._seconds_at_log, now
+        tokens, self._tokens_since_log = self._tokens_since_log, 0
+        last = min(self.state.global_step * self._batches_per_step, len(self.batches)) - 1
+        return {
+            "step": self.state.global_step,
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tasks": {name: vars(sums) for name, sums in tasks.items()},
+            "repeats": self.batches.repeats_at(last),
+            "tokens_per_second": tokens * self.args.world_size / seconds,
+            "labelled_tokens_per_second": sum(sums.tokens for sums in tasks.values()) / seconds,
+            "seconds": seconds,
+        }
+
+    @property
+    def _batches_per_step(self) -> int:
+        return self.args.gradient_accumulation_steps * self.args.world_size
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.monitor.refuse_nonfinite(self.state.global_step)
+        random_states = self._random_states()
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir)
+        try:
+            checkpoints.write_checkpoint(
+                folder / f"checkpoint-{self.state.global_step}",
+                model=self.model,
+                optimizer=self.optimizer,
+                schedule=self.lr_scheduler,
+                random_states=random_states,
+                trainer_state=json.dumps(_plain_state(self.state)),
+                fingerprint=self.fingerprint,
+            )
+        except OSError as error:
+            raise _cannot_write(error, folder) from error
+        checkpoints.remove_old_checkpoints(folder, self.args.save_total_limit or 2)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoints.load_weights(Path(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+
+    def _random_states(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()[None]}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()[None]
+        if self.args.world_size > 1:
+            states = {
+                name: self.accelerator.gather(state.to(self.args.device)).cpu() for name, state in states.items()
+            }
+        return states
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        states = checkpoints.load_random_states(Path(checkpoint))
+        rank = self.args.process_index
+        torch.set_rng_state(states["cpu"][rank])
+        if torch.cuda.is_available() and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"][rank])
+
+
+def _only_item(items: list[Batch]) -> Batch:
+    return items[0]
+
+
+def _plain_state(state: Any) -> dict[str, Any]:
+    """Return the TrainerState's own fields; callbacks of ours keep no state."""
+    fields = {name: value for name, value in vars(state).items() if not name.startswith("_")}
+    return fields | {"stateful_callbacks": {}}
+
+
+def _cannot_write(error: OSError, folder: Path) -> MultituneError:
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(folder).free
+        return MultituneError(
+            "The disk is full; the checkpoint was not written and the one before it is kept.",
+            f"{folder} ({free / 2**20:.0f} MiB free)",
+            "Free some space or lower training.save_total_limit, then run the same command again.",
+        )
+    return MultituneError(
+        f"The checkpoint could not be written: {error}.", str(folder), "Make the folder writable and run again."
+    )
