@@ -1,0 +1,240 @@
+"""Mixture policies: the share of every task, as a function of the tasks' sizes and of the run's progress.
+
+Letters: T tasks, P points of progress, n rows per task, p share per task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from multitune.errors import MultituneError, nearest
+
+if TYPE_CHECKING:  # NumPy is imported where it is used: the schema of a recipe needs the classes only
+    import numpy as np
+
+
+class _Policy(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Proportional(_Policy):
+    """Every task by its number of rows: p ~ n."""
+
+    policy: Literal["proportional"] = "proportional"
+
+
+class Equal(_Policy):
+    """Every task as often as any other: p = 1/T."""
+
+    policy: Literal["equal"] = "equal"
+
+
+class Temperature(_Policy):
+    """Sizes flattened by a temperature: p ~ n^(1/temperature); 1 is proportional, a large one is nearly equal."""
+
+    policy: Literal["temperature"] = "temperature"
+    temperature: PositiveFloat = Field(2.0, description="1 is proportional, a large one is nearly equal")
+
+
+class Capped(_Policy):
+    """Proportional, with no task counted as larger than the cap: p ~ min(n, cap)."""
+
+    policy: Literal["capped"] = "capped"
+    cap: PositiveInt = Field(description="rows at which a task's size stops to count")
+
+
+class Weights(_Policy):
+    """Explicit weights, one for every task: p ~ weight; 0 leaves a task out."""
+
+    policy: Literal["weights"] = "weights"
+    weights: dict[str, NonNegativeFloat] = Field(min_length=1, description="weight of every task")
+
+
+class Sequential(_Policy):
+    """One task after the other; each lasts as long as its share of the rows."""
+
+    policy: Literal["sequential"] = "sequential"
+    order: tuple[str, ...] = Field((), description="every task once; empty: as the recipe lists them")
+
+
+Steady = Annotated[Proportional | Equal | Temperature | Capped | Weights, Field(discriminator="policy")]
+
+
+class Annealed(_Policy):
+    """From one policy's shares to another's, linear in the run's progress."""
+
+    policy: Literal["annealed"] = "annealed"
+    start: Steady = Proportional()
+    end: Steady = Equal()
+
+
+MixtureConfig = Annotated[
+    Proportional | Equal | Temperature | Capped | Weights | Annealed | Sequential, Field(discriminator="policy")
+]
+
+
+def check_names(config: MixtureConfig, names: Sequence[str]) -> None:
+    """Refuse a policy that names a task that does not exist, or leaves one out; needs no data.
+
+    Raises:
+        MultituneError: an unknown task (with the nearest name), a task without weight or place, weights that sum to 0.
+    """
+    match config:
+        case Weights():
+            _check_listed(list(config.weights), names, "mixture.weights", "Give '{}' a weight; 0 leaves it out.")
+            if not any(config.weights.values()):
+                raise MultituneError("All weights are 0.", "mixture.weights", "Give one task a positive weight.")
+        case Sequential() if config.order:
+            _check_listed(list(config.order), names, "mixture.order", "Give '{}' a place, or leave the order empty.")
+        case Annealed():
+            check_names(config.start, names)
+            check_names(config.end, names)
+
+
+def _check_listed(listed: Sequence[str], names: Sequence[str], key: str, mend_missing: str) -> None:
+    for name in listed:
+        if name not in names:
+            what = f"There is no task '{name}' in this mixture.{nearest(name, names)}"
+            raise MultituneError(what, f"{key}: {name}", f"Name one of: {', '.join(names)}.")
+        if listed.count(name) > 1:
+            raise MultituneError(f"Task '{name}' is listed twice.", key, "List every task once.")
+    for name in names:
+        if name not in listed:
+            raise MultituneError(f"Task '{name}' is missing.", key, mend_missing.format(name))
+
+
+def shares(config: MixtureConfig, rows: np.ndarray, names: Sequence[str], progress: np.ndarray) -> np.ndarray:
+    """Share of every task at every point of progress.
+
+    Args:
+        config: the policy.
+        rows: int [T], rows per task, each at least 1.
+        names: T task names, in the order of ``rows``.
+        progress: float [P] in 0..1.
+
+    Returns:
+        float64 [P, T]; every row sums to 1.
+
+    Raises:
+        MultituneError: see ``check_names``; a task without rows.
+    """
+    import numpy as np
+
+    progress_P = np.asarray(progress, dtype=np.float64)
+    _check_rows(config, rows, names)
+    match config:
+        case Annealed():
+            start_T, end_T = _steady(config.start, rows, names), _steady(config.end, rows, names)
+            return start_T + progress_P[:, None] * (end_T - start_T)
+        case Sequential():
+            begin_T, _ = _spans(config, rows, names)
+            # the last task that has begun; at progress 1 that is still the last task
+            running_P = np.searchsorted(np.sort(begin_T), progress_P, side="right") - 1
+            return np.eye(len(names))[np.argsort(begin_T)[running_P]]
+        case _:
+            return np.tile(_steady(config, rows, names), (len(progress_P), 1))
+
+
+def cumulative_shares(
+    config: MixtureConfig, rows: np.ndarray, names: Sequence[str], progress: np.ndarray
+) -> np.ndarray:
+    """Integral of the shares from 0 to every point of progress: the part of the whole run spent on every task by then.
+
+    Same arguments as ``shares``; float64 [P, T], row p sums to progress p. In closed form, so that counts derived from
+    it are exact over a whole run.
+    """
+    import numpy as np
+
+    progress_P1 = np.asarray(progress, dtype=np.float64)[:, None]
+    _check_rows(config, rows, names)
+    match config:
+        case Annealed():
+            start_T, end_T = _steady(config.start, rows, names), _steady(config.end, rows, names)
+            return progress_P1 * start_T + progress_P1**2 / 2 * (end_T - start_T)
+        case Sequential():
+            begin_T, width_T = _spans(config, rows, names)
+            return np.clip(progress_P1 - begin_T, 0, width_T)
+        case _:
+            return progress_P1 * _steady(config, rows, names)
+
+
+def _check_rows(config: MixtureConfig, rows: np.ndarray, names: Sequence[str]) -> None:
+    check_names(config, names)
+    for name, n in zip(names, rows, strict=True):
+        if n < 1:
+            raise MultituneError(
+                f"Task '{name}' has no rows to train on.", f"task {name}", "Give it rows, or take it out of the step."
+            )
+
+
+def _steady(config: Steady, rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Shares [T] of a policy that does not change over the run."""
+    import numpy as np
+
+    n_T = np.asarray(rows, dtype=np.float64)
+    match config:
+        case Proportional():
+            size_T = n_T
+        case Equal():
+            size_T = np.ones_like(n_T)
+        case Temperature():
+            size_T = (n_T / n_T.max()) ** (1 / config.temperature)
+        case Capped():
+            size_T = np.minimum(n_T, config.cap)
+        case Weights():
+            size_T = np.array([config.weights[name] for name in names], dtype=np.float64)
+    return size_T / size_T.sum()
+
+
+def _spans(config: Sequential, rows: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and width [T] of every task's part of the run, in progress."""
+    import numpy as np
+
+    order_T = np.array([names.index(name) for name in config.order or names])
+    width_T = np.asarray(rows, dtype=np.float64) / np.sum(rows)
+    begin_T = np.empty_like(width_T)
+    begin_T[order_T] = np.cumsum(width_T[order_T]) - width_T[order_T]
+    return begin_T, width_T
+
+
+class TaskShare(NamedTuple):
+    """What a policy gives one task.
+
+    Attributes:
+        task: its name.
+        rows: rows it has.
+        examples: share of the examples over the whole run.
+        tokens: share of the tokens over the whole run.
+        examples_at_start: share of the examples when the run begins.
+        examples_at_end: share of the examples when it ends.
+    """
+
+    task: str
+    rows: int
+    examples: float
+    tokens: float
+    examples_at_start: float
+    examples_at_end: float
+
+
+def share_table(config: MixtureConfig, rows: Mapping[str, int], mean_tokens: Mapping[str, float]) -> list[TaskShare]:
+    """The share every task will get, in examples and in tokens, in the order of ``rows``.
+
+    Args:
+        config: the policy.
+        rows: rows per task.
+        mean_tokens: mean tokens of an example, per task.
+    """
+    import numpy as np
+
+    names = list(rows)
+    rows_T = np.array([rows[name] for name in names])
+    whole_T = cumulative_shares(config, rows_T, names, np.ones(1))[0]
+    start_T, end_T = shares(config, rows_T, names, np.array([0.0, 1.0]))
+    tokens_T = whole_T * np.array([mean_tokens[name] for name in names])
+    tokens_T = tokens_T / tokens_T.sum()
+    columns = (rows_T.tolist(), whole_T.tolist(), tokens_T.tolist(), start_T.tolist(), end_T.tolist())
+    return [TaskShare(*values) for values in zip(names, *columns, strict=True)]
