@@ -1,10 +1,11 @@
-"""Write the suite of an instruction-tuning recipe: Super-NaturalInstructions tasks, and gsm8k where it lies beside them.
+"""Write the suite of an instruction-tuning recipe: Super-NaturalInstructions, and gsm8k where it lies beside it.
 
     python examples/instructions/make_suite.py /my/data
 
-reads `/my/data/superni/tasks.jsonl` (one line per task: `task`, `category`, `definition`) and writes `suite.yaml` beside this
-file. Each task has a folder `/my/data/superni/<task>` with `train.jsonl` and `test.jsonl` of `input` and `output`; `/my/data/gsm8k`
-holds the same two files of `question` and `answer`. The task's definition becomes part of the prompt.
+reads `/my/data/superni/tasks.jsonl` (one line per task: `task`, `category`, `definition`) and writes `suite.yaml`
+beside this file. Each task has a folder `/my/data/superni/<task>` with `train.jsonl` and `test.jsonl` of `input` and
+`output`; `/my/data/gsm8k` holds the same two files of `question` and `answer`. The task's definition becomes part of
+the prompt.
 """
 
 from __future__ import annotations
