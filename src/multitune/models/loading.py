@@ -1,0 +1,188 @@
+"""Backbones from the hub or a folder, and back to disk so that plain transformers and plain peft load them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from multitune.errors import MultituneError
+from multitune.models.config import ModelConfig
+from multitune.models.heads import HEADS_FILE, MultiTaskEncoder, encoder_with_heads, load_heads, save_heads
+from multitune.models.location import checked_folder, resolve
+from multitune.models.pretrained import Backbone, ModelFacts, load_pretrained, load_tokenizer, model_facts
+from multitune.tasks.task import Task
+
+__all__ = [
+    "Backbone",
+    "ModelFacts",
+    "load_backbone",
+    "load_saved",
+    "load_tokenizer",
+    "merged_model",
+    "model_facts",
+    "save_backbone",
+]
+
+DESCRIPTION_FILE = "multitune.json"
+"""What transformers and peft do not keep: form, base and its loading, tasks of the heads."""
+
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "heads.json")
+
+
+def load_backbone(config: ModelConfig, tasks: Sequence[Task] = (), device: str = "auto", seed: int = 0) -> Backbone:
+    """Load tokenizer and weights, in evaluation mode.
+
+    Args:
+        config: which model.
+        tasks: encoders only: resolved tasks of kind label or regress; each gets a new head.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``...
+        seed: of heads and of weights that the checkpoint lacks.
+
+    Raises:
+        MultituneError: the model cannot be found, reached, or is damaged; quantisation is not possible here; a task
+            that an encoder cannot have.
+    """
+    backbone = load_pretrained(config, device, seed)
+    if backbone.form == "encoder":
+        backbone.model = encoder_with_heads(backbone.model, tasks, seed).eval()
+        backbone.tasks = tuple(tasks)
+    return backbone
+
+
+def save_backbone(backbone: Backbone, folder: Path, *, merged: bool) -> None:
+    """Write model and tokenizer so that the ecosystem loads them without this package.
+
+    An adapter is written as peft's own folder, or, with ``merged``, added into the weights and written as a whole
+    model; a fully trained model is always written whole. Encoders: the encoder (whole or adapter) with
+    ``heads.safetensors`` and ``heads.json`` beside it. Files are written elsewhere first and moved in when all are complete.
+
+    Args:
+        backbone: what was trained; it is left as it is.
+        folder: created if missing; model files of an earlier save in it are replaced, other files stay.
+        merged: whether adapters are added into the weights.
+
+    Raises:
+        MultituneError: the folder cannot be written, or the adapter cannot be merged.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            _write(backbone, Path(temporary), merged)
+            folder.mkdir(exist_ok=True)
+            for pattern in _MODEL_FILES:
+                for stale in folder.glob(pattern):
+                    stale.unlink()
+            for path in sorted(Path(temporary).iterdir()):
+                target = folder / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+    except OSError as error:
+        raise MultituneError(
+            f"The model cannot be written: {error.strerror or error}.",
+            str(folder),
+            "Free disk space or choose a folder that can be written.",
+        ) from error
+
+
+def load_saved(folder: Path, device: str = "auto") -> Backbone:
+    """Load what `save_backbone` wrote, or any folder that peft or transformers wrote.
+
+    Raises:
+        MultituneError: the folder is no model, is damaged, or the base of its adapter cannot be found.
+    """
+    folder = checked_folder(Path(folder))
+    described = _description(folder)
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter:
+        config = ModelConfig.model_validate(described["model"]) if described else _base_of_adapter(folder)
+    else:
+        config = ModelConfig(name=str(folder), form=described.get("form"))
+    backbone = load_pretrained(config, device)
+    if adapter:
+        from peft import PeftModel
+
+        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder))
+    if (folder / HEADS_FILE).is_file():
+        backbone.model = load_heads(backbone.model, folder)
+        backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
+    backbone.model.eval()
+    return backbone
+
+
+def merged_model(backbone: Backbone) -> Any:
+    """Return a transformers model with the adapter added into its weights; the backbone stays as it is.
+
+    Quantised weights are read again unquantised: adding to rounded weights and rounding once more would lose the
+    adapter.
+
+    Raises:
+        MultituneError: the adapter has no equivalent in weights (prompt and prefix tuning, for instance).
+    """
+    adapted = _carrier(backbone.model)
+    try:
+        if backbone.config.quantize is None:
+            return copy.deepcopy(adapted).merge_and_unload()
+        from peft import PeftModel
+
+        with tempfile.TemporaryDirectory() as temporary:
+            adapted.save_pretrained(temporary)
+            whole = load_pretrained(backbone.config.model_copy(update={"quantize": None}), device="cpu").model
+            return PeftModel.from_pretrained(whole, temporary).merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
+        method = adapted.active_peft_config.peft_type.value.lower()
+        raise MultituneError(
+            f"An adapter of type {method} cannot be added into the weights.", "export: merged", "Set export: adapter."
+        ) from error
+
+
+def _carrier(model: Any) -> Any:
+    """Return what transformers or peft saves: the model, or the encoder below the heads."""
+    return model.encoder if isinstance(model, MultiTaskEncoder) else model
+
+
+def _write(backbone: Backbone, folder: Path, merged: bool) -> None:
+    adapted = hasattr(_carrier(backbone.model), "peft_config")
+    whole = merged_model(backbone) if adapted and merged else _carrier(backbone.model)
+    whole.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    if isinstance(backbone.model, MultiTaskEncoder):
+        save_heads(backbone.model, folder)
+    base = backbone.config
+    if base.name != "tiny" and Path(base.name).expanduser().is_dir():
+        base = base.model_copy(update={"name": resolve(base)})  # loads from any working directory
+    described = {
+        "form": backbone.form,
+        "model": base.model_dump(mode="json"),
+        "tasks": [_without_data(task).model_dump(mode="json") for task in backbone.tasks],
+    }
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _without_data(task: Task) -> Task:
+    """A model says what its heads predict, not where the data lay."""
+    return task.model_copy(update={"train": None, "validation": None, "test": None})
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION_FILE
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _base_of_adapter(folder: Path) -> ModelConfig:
+    described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = described.get("base_model_name_or_path")
+    if not base:
+        raise MultituneError(
+            "The adapter does not say which model it belongs to.",
+            str(folder / "adapter_config.json"),
+            "Write the path or hub id of its base under base_model_name_or_path.",
+        )
+    return ModelConfig(name=base, revision=described.get("revision"))
