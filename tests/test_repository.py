@@ -136,6 +136,29 @@ def test_the_package_carries_its_licence():
     assert PROJECT["project"]["license"] == "Apache-2.0"
 
 
+def source_phrases() -> str:
+    """Every piece of text in the sources, one per line."""
+    pieces = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                pieces.append(node.value)
+    return "\n".join(pieces)
+
+
+def quoted_messages() -> list[str]:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return [line for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+
+
+def test_the_messages_of_the_troubleshooting_page_exist():
+    phrases = source_phrases()
+    missing = [
+        message for message in quoted_messages() if not all(part.strip(" '") in phrases for part in message.split("…"))
+    ]
+    assert missing == []
+
+
 RECIPE_BLOCK = re.compile(r'```yaml title="([\w-]+\.yaml)"\n(.*?)```', re.DOTALL)
 RECIPES = [
     pytest.param(text, id=f"{relative(page)}:{name}")
