@@ -23,9 +23,7 @@ Form = Literal["causal", "seq2seq", "encoder"]
 
 Split = Literal["train", "validation", "test"]
 
-Layout = Literal[
-    "auto", "fields", "messages", "sharegpt", "alpaca", "prompt_completion", "input_target", "text_label"
-]
+Layout = Literal["auto", "fields", "messages", "sharegpt", "alpaca", "prompt_completion", "input_target", "text_label"]
 
 
 def _listed(value: Any) -> Any:
