@@ -1,0 +1,186 @@
+"""Batched generation: prompts in, texts out, in the order of the prompts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from multitune.decoding.prompt_batches import (
+    batches_by_length,
+    batches_of_one_length,
+    context_length,
+    fit_prompts,
+    pad,
+)
+from multitune.errors import MultituneError
+from multitune.models.packed import evaluating, is_prompt_learning, without_adapters
+
+if TYPE_CHECKING:
+    from multitune.models.loading import Backbone
+
+
+class StopStrings(StoppingCriteria):
+    """Tells which rows have written one of the stop strings; the prompt itself may contain them.
+
+    Only the newest tokens are decoded: a stop string of b bytes ends within the last b tokens at the step that
+    completes it, and every step is looked at. One token more, because decoders strip a space at the start.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._prompt_length = prompt_length
+        self._tail = max(len(text.encode()) for text in stop) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        new_tokens = input_ids[:, max(self._prompt_length, input_ids.shape[1] - self._tail) :]
+        texts = self._tokenizer.batch_decode(new_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        stopped = [any(stop in text for stop in self._stop) for text in texts]
+        return torch.tensor(stopped, dtype=torch.bool, device=input_ids.device)
+
+
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    batch_tokens: int = 4096,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Return the text that the model writes after each prompt, without special tokens and without the stop string.
+
+    Prompts go in batches of similar length, padded on the left (encoder-decoders: on the right), with a key-value
+    cache. A prompt too long for the model's positions is cut on the left, counted and logged once.
+
+    Args:
+        prompts: token ids per prompt.
+        max_new_tokens: at most so many tokens are written; at least 1.
+        stop: a text ends before the first of these strings.
+        batch_tokens: rows times (longest prompt + max_new_tokens) of a batch; memory is bounded by it.
+        temperature: logits are divided by it; 0 is greedy, where a prompt's text does not depend on its batch.
+        top_p: samples from the smallest set of tokens whose probability reaches it, in (0, 1]; 1 samples from all.
+        seed: of the sampling; the caller's random state is left as it was.
+        progress: called with (prompts done, prompts in all) after every batch.
+
+    Raises:
+        MultituneError: max_new_tokens leaves no position for the prompt, or a stop string is empty.
+    """
+    model, tokenizer = backbone.model, backbone.tokenizer
+    stop = _stop_strings(stop)
+    fitted = _fit(backbone, prompts, max_new_tokens)
+    config = _generation_config(model, tokenizer, max_new_tokens, temperature, top_p)
+    side = "right" if backbone.form == "seq2seq" else "left"
+    device = next(model.parameters()).device
+
+    texts = [""] * len(fitted)
+    # With an adapter that learns a prompt, peft drops position ids: padding in front would move the text's positions.
+    batched = batches_of_one_length if is_prompt_learning(model) else batches_by_length
+    batches = batched(np.array([len(prompt) + max_new_tokens for prompt in fitted], dtype=np.int64), batch_tokens)
+    done = 0
+    with evaluating(model), torch.no_grad():
+        for number, batch in enumerate(batches):
+            input_ids, attention_mask = pad([fitted[i] for i in batch], tokenizer.pad_token_id, side, device)
+            # An encoder-decoder's output begins with the decoder's start token, a causal model's with the prompt.
+            skipped = 1 if backbone.form == "seq2seq" else input_ids.shape[1]
+            criteria = StoppingCriteriaList([StopStrings(tokenizer, stop, skipped)] if stop else [])
+            with _seeded(seed + number, device, temperature), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Position ids are not supported for parameter efficient tuning")
+                output = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    generation_config=config,
+                    stopping_criteria=criteria,
+                )
+            decoded = tokenizer.batch_decode(
+                output[:, skipped:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for i, text in zip(batch, decoded, strict=True):
+                texts[i] = cut_at_stop(text, stop)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(fitted))
+    return texts
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text before the stop string that comes first in it."""
+    found = [position for position in (text.find(string) for string in stop) if position >= 0]
+    return text[: min(found)] if found else text
+
+
+def start_token(tokenizer: Any) -> int:
+    """Return the token that stands for an empty prompt: beginning of sequence, else the padding token."""
+    return int(tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+
+
+def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
+    if any(not text for text in stop):
+        raise MultituneError(
+            "A stop string is empty, which would end every text before its first letter.",
+            f"stop: {list(stop)}",
+            "Remove the empty string from the task's stop list.",
+        )
+    return tuple(stop)
+
+
+def _fit(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    positions = context_length(backbone.model)
+    # Encoder and decoder have positions of their own; a causal model's prompt and answer share them.
+    room = positions if backbone.form == "seq2seq" else positions - max_new_tokens
+    if room < 1 or max_new_tokens >= positions:
+        raise MultituneError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's {positions} positions.",
+            "max_new_tokens",
+            f"Set max_new_tokens of the task well below {positions}.",
+        )
+    tokenizer = backbone.tokenizer
+    return fit_prompts(prompts, np.full(len(prompts), room), start_token(tokenizer), tokenizer.bos_token_id)
+
+
+def _generation_config(
+    model: nn.Module, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float
+) -> GenerationConfig:
+    """Return settings in which nothing is left to the model's own generation_config.json but its special tokens.
+
+    transformers fills every setting that is left out from that file: beams, minimum lengths and repetition penalties of
+    a hub model would otherwise make "greedy" mean something else for every model.
+    """
+    own = without_adapters(model).generation_config
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    eos = sorted({int(token) for token in [*ends, tokenizer.eos_token_id] if token is not None})
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_length=0,
+        num_beams=1,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else 1.0,
+        top_p=top_p if temperature > 0 else 1.0,
+        top_k=0 if temperature > 0 else 50,  # 50 is transformers' own default: it warns of another one when greedy
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=eos or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device, temperature: float) -> Iterator[None]:
+    """Seed the sampling of one batch, and give the caller's random state back; ``generate`` takes no generator."""
+    if temperature <= 0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
