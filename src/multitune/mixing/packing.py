@@ -7,6 +7,7 @@ balance of the tasks stays what the mixture made it. Letters: N examples, R rows
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from multitune.mixing.shuffling import scramble, seed_of
 
 WINDOW = 4096
 """Examples packed at once: enough for rows over 99 % full on instruction data, a few hundred rows at S = 2048."""
+
+_GROUPS_PER_WINDOW = 50
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,53 @@ def plan_packing(lengths: np.ndarray, capacity: int, seed: int, window: int = WI
         examples += shuffled
         sizes.append(np.array([len(row) for row in shuffled], dtype=np.int64))
     return Rows(_joined(examples), np.concatenate([[0], np.cumsum(_joined(sizes))]))
+
+
+class TokenBudget(NamedTuple):
+    """A size of micro-batches: rows times the positions of their longest example stay within it; at least one row."""
+
+    tokens: int
+
+
+def plan_groups(lengths: np.ndarray, size: int | TokenBudget, seed: int) -> Rows:
+    """Group examples of about the same length into micro-batches, for models whose rows cannot be packed.
+
+    The stream is sorted within windows of 50 micro-batches (the habit of transformers' length-grouped sampler: padding
+    nearly gone, balance of the tasks kept), and the micro-batches of a window are shuffled. With a number of rows,
+    every micro-batch but the run's last has exactly that many.
+
+    Args:
+        lengths: int [N], positions that each example takes by itself, at least 1.
+        size: rows per micro-batch, or the positions that one may have.
+        seed: of the shuffles.
+
+    Returns:
+        Micro-batches as ``Rows``: every example once, longest first within a micro-batch.
+    """
+    if len(lengths) == 0:
+        return Rows(_joined([]), np.zeros(1, dtype=np.int64))
+    rows = size if isinstance(size, int) else max(1, int(size.tokens / lengths.mean()))
+    window = _GROUPS_PER_WINDOW * rows
+    groups: list[np.ndarray] = []
+    for start in range(0, len(lengths), window):
+        order = start + np.argsort(-lengths[start : start + window], kind="stable")
+        cut = _cut_groups(lengths[order], size)
+        order_of_groups = np.argsort(scramble(np.uint64(seed_of(seed, "groups", start)), np.arange(len(cut))))
+        groups += [order[cut[i]] for i in order_of_groups]
+    if isinstance(size, int):
+        groups.sort(key=lambda group: len(group) < size)  # a stable sort: the one that is short goes last
+    return Rows(np.concatenate(groups), np.cumsum([0, *map(len, groups)]))
+
+
+def _cut_groups(lengths: np.ndarray, size: int | TokenBudget) -> list[slice]:
+    """Cut examples, longest first, into micro-batches."""
+    groups = []
+    start = 0
+    while start < len(lengths):
+        rows = size if isinstance(size, int) else max(1, size.tokens // int(lengths[start]))
+        groups.append(slice(start, min(start + rows, len(lengths))))
+        start += rows
+    return groups
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
