@@ -58,6 +58,9 @@ class MultiTaskEncoder(nn.Module):
         seed: of the heads' initial weights, N(0, 0.02^2) with zero bias, as BERT.
     """
 
+    outputs: Tensor
+    offsets: Tensor
+
     def __init__(
         self,
         encoder: Any,
@@ -204,7 +207,7 @@ def task_head(task: Task) -> Head:
             where,
             "Make it kind label with fixed choices, or use a causal or encoder-decoder model for it.",
         )
-    choices = tuple(task.choices.values()) if isinstance(task.choices, dict) else task.choices
+    choices = tuple(dict.fromkeys(task.choices.values())) if isinstance(task.choices, dict) else task.choices
     if not isinstance(choices, tuple) or len(choices) < 2:
         raise MultituneError("A label task needs at least two choices.", where, "List them under choices.")
     return Head(task.name, "label", choices)

@@ -94,15 +94,15 @@ def _find_route(model: nn.Module) -> HiddenRoute:
 def _acts_in_forward(model: nn.Module) -> bool:
     """Tell whether peft does something in PeftModel.forward that calling the layers alone would leave out.
 
-    Most tuners live in the layers. Prompt learning adds tokens or a cache, X-LoRA mixes its experts in a hook, Poly is
-    told the task, and activated LoRA looks for its invocation tokens.
+    Most tuners live in the layers. Prompt learning adds tokens or a cache, X-LoRA mixes its experts and Shadow starts
+    its second stream in a hook of the whole model, and activated LoRA looks for its invocation tokens.
     """
     config = getattr(model, "active_peft_config", None)
     if config is None:
         return False
     return (
         is_prompt_learning(model)
-        or str(config.peft_type.value) in ("XLORA", "POLY")
+        or str(config.peft_type.value) in ("XLORA", "SHADOW")
         or bool(getattr(config, "alora_invocation_tokens", None))
     )
 
@@ -125,7 +125,7 @@ def _states(model: nn.Module, batch: Mapping[str, Tensor], route: HiddenRoute) -
     return states.reshape(rows, positions, -1)  # flash attention: the rows were laid out as one
 
 
-def _decoder_inputs(plain: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def _decoder_inputs(plain: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return encoder inputs and the labels shifted right, as decoder inputs; the padding at the end needs no mask."""
     return {
         "input_ids": batch["input_ids"],
@@ -142,7 +142,7 @@ def shift_right(labels_BS: Tensor, config: Any) -> Tensor:
     return shifted_BS.masked_fill(shifted_BS == -100, config.pad_token_id)
 
 
-def _from_encoder_and_decoder(plain: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def _from_encoder_and_decoder(plain: Any, inputs: Mapping[str, Any]) -> Tensor:
     mask = inputs["attention_mask"]
     encoded = plain.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
     return plain.get_decoder()(
@@ -190,7 +190,7 @@ def _scaled_states(hidden: Tensor, config: Any) -> Tensor:
     return hidden
 
 
-def _adjusted_logits(logits: Tensor, plain: nn.Module, config: Any) -> Tensor:
+def _adjusted_logits(logits: Tensor, plain: Any, config: Any) -> Tensor:
     """Apply what comes after the head: scale (Cohere), divisor (Granite), bias (BART), soft cap (Gemma 2)."""
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale

@@ -15,7 +15,14 @@ from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import HEADS_FILE, MultiTaskEncoder, encoder_with_heads, load_heads, save_heads
 from multitune.models.location import checked_folder, resolve
-from multitune.models.pretrained import Backbone, ModelFacts, load_pretrained, load_tokenizer, model_facts
+from multitune.models.pretrained import (
+    Backbone,
+    ModelFacts,
+    load_pretrained,
+    load_tokenizer,
+    model_facts,
+    peft_warnings_logged,
+)
 from multitune.tasks.task import Task
 
 __all__ = [
@@ -60,7 +67,8 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool) -> None:
 
     An adapter is written as peft's own folder, or, with ``merged``, added into the weights and written as a whole
     model; a fully trained model is always written whole. Encoders: the encoder (whole or adapter) with
-    ``heads.safetensors`` and ``heads.json`` beside it. Files are written elsewhere first and moved in when all are complete.
+    ``heads.safetensors`` and ``heads.json`` beside it. Files are written elsewhere first and moved in when all are
+    complete.
 
     Args:
         backbone: what was trained; it is left as it is.
@@ -109,7 +117,8 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
     if adapter:
         from peft import PeftModel
 
-        backbone.model = PeftModel.from_pretrained(backbone.model, str(folder))
+        with peft_warnings_logged():
+            backbone.model = PeftModel.from_pretrained(backbone.model, str(folder))
     if (folder / HEADS_FILE).is_file():
         backbone.model = load_heads(backbone.model, folder)
         backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
@@ -129,10 +138,11 @@ def merged_model(backbone: Backbone) -> Any:
     adapted = _carrier(backbone.model)
     try:
         if backbone.config.quantize is None:
-            return copy.deepcopy(adapted).merge_and_unload()
+            with peft_warnings_logged():
+                return copy.deepcopy(adapted).merge_and_unload()
         from peft import PeftModel
 
-        with tempfile.TemporaryDirectory() as temporary:
+        with peft_warnings_logged(), tempfile.TemporaryDirectory() as temporary:
             adapted.save_pretrained(temporary)
             whole = load_pretrained(backbone.config.model_copy(update={"quantize": None}), device="cpu").model
             return PeftModel.from_pretrained(whole, temporary).merge_and_unload()

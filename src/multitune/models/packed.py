@@ -72,9 +72,18 @@ _PROBE_LENGTHS = (7, 4, 9)
 _PROBED: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
 
 
-def without_adapters(model: nn.Module) -> nn.Module:
+def without_adapters(model: Any) -> Any:
     """Return the transformers model inside a PeftModel (its layers still hold the adapters), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _mixes_examples(model: Any) -> bool:
+    """Tell whether an adapter lets the examples of a batch act on one another.
+
+    Lily (in peft 0.21) weighs its experts by a mean over all tokens of the batch.
+    """
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and config.peft_type.value == "LILY"
 
 
 def is_prompt_learning(model: nn.Module) -> bool:
@@ -92,7 +101,7 @@ def packing_route(model: nn.Module) -> Route:
     """
     plain = without_adapters(model)
     config = getattr(plain, "config", None)
-    if config is None or config.is_encoder_decoder or is_prompt_learning(model):
+    if config is None or config.is_encoder_decoder or is_prompt_learning(model) or _mixes_examples(model):
         return "unpacked"
     route = ROUTES.get(config.model_type) or _PROBED.get(plain)
     if route is None:
@@ -118,7 +127,7 @@ def packed_forward_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict
     return _inputs(without_adapters(model), packing_route(model), batch)
 
 
-def _inputs(plain: nn.Module, route: Route, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def _inputs(plain: Any, route: Route, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     input_ids, position_ids, example_ids = batch["input_ids"], batch["position_ids"], batch["example_ids"]
     if route == "unpacked":
         _refuse_packed_rows(plain, example_ids)
@@ -155,11 +164,11 @@ def _one_row(input_ids: Tensor, position_ids: Tensor) -> dict[str, Any]:
     }
 
 
-def _uses_flash_attention(plain: nn.Module) -> bool:
+def _uses_flash_attention(plain: Any) -> bool:
     return "flash" in (getattr(plain.config, "_attn_implementation", None) or "")
 
 
-def _refuse_packed_rows(plain: nn.Module, example_ids_BS: Tensor) -> None:
+def _refuse_packed_rows(plain: Any, example_ids_BS: Tensor) -> None:
     padding_BS = example_ids_BS < 0
     if bool(((example_ids_BS != example_ids_BS[:, :1]) & ~padding_BS).any()):
         raise MultituneError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
@@ -248,7 +248,7 @@ def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
     return arguments
 
 
-def _agree_on_tokens(model: nn.Module, tokenizer: Any, config: ModelConfig) -> None:
+def _agree_on_tokens(model: Any, tokenizer: Any, config: ModelConfig) -> None:
     """Check that every token has an embedding, and let the model know what pads."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -262,6 +262,17 @@ def _agree_on_tokens(model: nn.Module, tokenizer: Any, config: ModelConfig) -> N
     generation = getattr(model, "generation_config", None)
     if generation is not None and generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
+
+
+@contextmanager
+def peft_warnings_logged() -> Iterator[None]:
+    """Send peft's warnings for users to the log; those about its own use of other libraries concern nobody here."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, DeprecationWarning | FutureWarning):
+            logger.info("peft: %s", warning.message)
 
 
 @contextmanager

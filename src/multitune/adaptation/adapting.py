@@ -1,0 +1,176 @@
+"""Choosing what trains, and counting it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import typing
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from multitune.adaptation.config import AdaptationConfig, peft_fields
+from multitune.errors import MultituneError
+
+if TYPE_CHECKING:
+    from multitune.models.loading import Backbone, ModelFacts
+    from multitune.tasks.task import Form, Task
+
+logger = logging.getLogger("multitune.adaptation")
+
+TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
+
+
+def adapt(backbone: Backbone, config: AdaptationConfig, *, steps: int | None = None, seed: int = 0) -> Backbone:
+    """Return the backbone with what the method trains requiring gradients, and nothing else.
+
+    Args:
+        backbone: freshly loaded or fully trained; peft places its layers inside this very model. The heads of an
+            encoder always train.
+        config: method and options.
+        steps: optimiser steps of the run, for methods with a schedule of their own (AdaLoRA's ``total_step``).
+        seed: of the adapters' initial weights.
+
+    Raises:
+        MultituneError: quantised weights cannot train fully; the model has an adapter already; peft cannot place the
+            method on this architecture.
+    """
+    model = backbone.model
+    if config.method == "full":
+        _refuse_full_quantised(backbone)
+        return backbone
+    encoder = backbone.form == "encoder"
+    base = model.encoder if encoder else model
+    if hasattr(base, "peft_config"):
+        raise MultituneError(
+            "The model has an adapter already; a second one would not be saved with the first.",
+            f"adapt.method: {config.method}",
+            "Export the step that made the first adapter with `export: merged`.",
+        )
+    if backbone.config.quantize is not None:
+        from peft import prepare_model_for_kbit_training
+
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    adapted = _place(base, backbone.form, config, steps, seed)
+    if encoder:
+        model.encoder = adapted
+        return backbone
+    return dataclasses.replace(backbone, model=adapted)
+
+
+def trainable_parameters(facts: ModelFacts, config: AdaptationConfig, tasks: Sequence[Task] = ()) -> int | None:
+    """Return how many parameters will train, exactly, without reading weights.
+
+    Args:
+        facts: of the model.
+        config: method and options.
+        tasks: encoders only: resolved tasks, whose heads train too.
+
+    Returns:
+        None for methods that need the weights' values to be placed (singular value decompositions, for instance).
+
+    Raises:
+        MultituneError: as `adapt`, where shapes suffice to know.
+    """
+    from multitune.models.heads import freeze_pooler, task_head
+    from multitune.models.pretrained import empty_model
+
+    heads = sum(task_head(task).outputs for task in tasks) * (facts.hidden_size + 1) if facts.form == "encoder" else 0
+    model, form = empty_model(facts.config)
+    if form == "encoder":
+        freeze_pooler(model)
+    if config.method != "full":
+        try:
+            model = _place(model, form, config, steps=None, seed=0)
+        except (NotImplementedError, RuntimeError):
+            return None
+    return heads + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def allocate_ranks(model: Any, step: int) -> None:
+    """Let AdaLoRA redistribute its ranks (arXiv:2303.10512, algorithm 1); other models are left alone.
+
+    Call it after the backward pass of every optimiser step, before gradients are cleared.
+
+    Args:
+        model: backbone's model.
+        step: optimiser steps done so far.
+    """
+    adapted = getattr(model, "encoder", model)
+    allocate = getattr(getattr(adapted, "base_model", None), "update_and_allocate", None)
+    if allocate is not None:
+        allocate(step)
+
+
+def _refuse_full_quantised(backbone: Backbone) -> None:
+    if backbone.config.quantize is not None:
+        raise MultituneError(
+            "Quantised weights cannot train.",
+            f"adapt.method: full, model.quantize: {backbone.config.quantize}",
+            "Choose an adapter (adapt.method: lora), or remove model.quantize.",
+        )
+
+
+def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, seed: int) -> Any:
+    """Return peft's model around a transformers model."""
+    import torch
+    from peft import get_peft_model
+
+    from multitune.models.pretrained import peft_warnings_logged
+
+    architecture = type(base).__name__
+    try:
+        peft_config = _peft_config(base, form, config, steps)
+        with peft_warnings_logged(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = get_peft_model(base, peft_config)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MultituneError(
+            f"peft cannot place '{config.method}' on {architecture}: {reason}",
+            f"adapt.method: {config.method}",
+            "Change the option it speaks of, name target_modules that the model has, or choose lora.",
+        ) from error
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise MultituneError(
+            f"The method '{config.method}' found nothing to train in {architecture}.",
+            f"adapt.method: {config.method}",
+            "Name target_modules that the model has, or choose lora.",
+        )
+    return adapted
+
+
+def _peft_config(base: Any, form: Form, config: AdaptationConfig, steps: int | None) -> Any:
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config.method.upper())]
+    options = _defaults_from_model(base, form, config.method, steps) | config.resolved
+    return config_class(task_type=TASK_TYPES[form], **_nested(config_class, options))
+
+
+def _defaults_from_model(base: Any, form: Form, method: str, steps: int | None) -> dict[str, Any]:
+    """Return defaults that depend on the model or the run; what the user gives overrides them."""
+    text = base.config.get_text_config()
+    if method == "adalora":
+        # ranks are cut between a tenth and half of the run, and settle in the other half (paper, section 4.1)
+        total = steps or 1000
+        return {"total_step": total, "tinit": total // 10, "tfinal": total // 2}
+    if method == "adaption_prompt":
+        return {"adapter_layers": max(1, text.num_hidden_layers - 2)}  # 30 of 32 layers in the paper
+    if method == "xlora":
+        base.config.use_cache = False  # peft asks for it: the experts' weights depend on the whole input
+        return {"hidden_size": text.hidden_size}
+    if form == "encoder" and "exclude_modules" in peft_fields()[method] and getattr(base, "pooler", None) is not None:
+        return {"exclude_modules": r".*pooler.*"}  # it takes no part in the loss
+    return {}
+
+
+def _nested(config_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn mappings into the dataclasses that some fields expect (LoRA's ``eva_config``, for instance)."""
+    hints = typing.get_type_hints(config_class)
+    nested = {}
+    for name, value in options.items():
+        members = [hints[name], *typing.get_args(hints[name])]
+        classes = [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
+        nested[name] = classes[0](**value) if classes and isinstance(value, Mapping) else value
+    return nested

@@ -1,0 +1,153 @@
+"""The examination that every method passes on a small Llama, end to end through peft's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from multitune.adaptation import METHODS, AdaptationConfig, adapt
+from multitune.adaptation.methods import NOT_OFFERED
+from multitune.errors import MultituneError
+from multitune.models.config import ModelConfig
+from multitune.models.hidden import head_logits, hidden_states
+from multitune.models.loading import Backbone, save_backbone
+from multitune.models.packed import check_packing, packing_route
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    ),  # peft 0.21 asks for it
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # peft's advice
+]
+
+VOCABULARY = 61
+FITTED: dict[str, dict[str, object]] = {
+    # peft's default sizes need a wider model than 32
+    "adaption_prompt": {"adapter_layers": 2},
+    "c3a": {"block_size": 16},
+    "cpt": {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 4]},
+    "fourierft": {"n_frequency": 50},
+    "miss": {"r": 8},
+    "psoft": {"r": 8},
+    "road": {"group_size": 16},
+    "shira": {"r": 2},
+    "trainable_tokens": {"token_indices": [4, 5]},
+    "vblora": {"vector_length": 16},
+    "waveft": {"n_frequency": 50},
+}
+UNMERGEABLE = {
+    "adaption_prompt",
+    "beft",  # adds biases to layers that have none
+    "cartridge",
+    "cpt",
+    "lily",
+    "p_tuning",
+    "prefix_tuning",
+    "prompt_tuning",
+    "shadow",
+}
+TUNERS = sorted(set(METHODS) - {"full", "xlora"} - set(NOT_OFFERED))
+
+
+class Tokens:
+    """Stands for the tokenizer, which no adapter touches."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write nothing."""
+
+
+def small_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    small_llama().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def adapted(base: Path, method: str, **options: object) -> Backbone:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    backbone = Backbone(model, Tokens(), "causal", ModelConfig(name=str(base)))
+    return adapt(backbone, AdaptationConfig(method=method, **options), steps=10)
+
+
+def batch_of(rows: int = 2, tokens: int = 9) -> dict[str, torch.Tensor]:
+    input_ids = torch.randint(3, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(1))
+    return {
+        "input_ids": input_ids,
+        "position_ids": torch.arange(tokens).expand(rows, -1),
+        "example_ids": torch.arange(rows)[:, None].expand(-1, tokens),
+    }
+
+
+def train_a_little(backbone: Backbone, steps: int = 3) -> None:
+    """Steps long enough that adapters which start at zero act, and that what multiplies them moves too."""
+    batch = batch_of()
+    trainable = [p for p in backbone.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-2)
+    backbone.model.train()
+    for _ in range(steps):
+        logits = head_logits(backbone.model, hidden_states(backbone.model, batch)[:, :-1].flatten(0, 1))
+        torch.nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    backbone.model.eval()
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    input_ids = batch_of()["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[:, -9:]
+
+
+@pytest.mark.parametrize("method", TUNERS)
+def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: str, base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    untouched = logits_of(AutoModelForCausalLM.from_pretrained(base))
+    backbone = adapted(base, method, **FITTED.get(method, {}))
+    frozen = {name: p.detach().clone() for name, p in backbone.model.named_parameters() if not p.requires_grad}
+    train_a_little(backbone)
+
+    trained = logits_of(backbone.model)
+    assert not torch.equal(trained, untouched), "training changed nothing"
+    for name, parameter in backbone.model.named_parameters():
+        if name in frozen:
+            assert parameter.grad is None
+            assert torch.equal(parameter, frozen[name]), name
+
+    split = head_logits(backbone.model, hidden_states(backbone.model, batch_of()))
+    torch.testing.assert_close(split, trained, atol=1e-5, rtol=1e-5)
+    if packing_route(backbone.model) != "unpacked":
+        check_packing(backbone)
+
+    save_backbone(backbone, tmp_path / "adapter", merged=False)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits_of(loaded), trained, atol=1e-5, rtol=1e-5)
+
+    if method in UNMERGEABLE:
+        with pytest.raises(MultituneError, match="cannot be added into the weights"):
+            save_backbone(backbone, tmp_path / "merged", merged=True)
+        assert not (tmp_path / "merged").exists()
+    else:
+        save_backbone(backbone, tmp_path / "merged", merged=True)
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(logits_of(merged), trained, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits_of(backbone.model), trained, atol=0, rtol=0)
