@@ -1,0 +1,85 @@
+"""The graph of a run: which node reads which model, in an order in which it can be walked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from multitune.errors import MultituneError
+from multitune.recipes.schema import BASE, Recipe, ScoreStep, TrainStep
+from multitune.scoring.score import ScoreConfig
+
+
+@dataclass(frozen=True)
+class TrainNode:
+    """Trains ``model`` on ``tasks`` and leaves a model of its own name."""
+
+    name: str
+    step: TrainStep
+    model: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoreNode:
+    """Scores ``model`` on ``tasks``; its name is "<model>@score", or the score step's own."""
+
+    name: str
+    model: str
+    tasks: tuple[str, ...]
+    config: ScoreConfig
+
+
+Node = TrainNode | ScoreNode
+
+
+def build(recipe: Recipe) -> list[Node]:
+    """Return the nodes of a recipe in an order in which every node comes after the one it reads.
+
+    A train step with ``tasks: each`` becomes one node per training task, named "<step>.<task>". The base and every model
+    are scored right when they stand, unless the recipe says ``score: false``.
+
+    Raises:
+        MultituneError: steps that wait for one another.
+    """
+    order = _order({name: step.model for name, step in recipe.steps.items()})
+    nodes: list[Node] = []
+    if recipe.score:
+        nodes.append(ScoreNode(f"{BASE}@score", BASE, tuple(recipe.tasks), recipe.score))
+    for name in order:
+        step = recipe.steps[name]
+        if isinstance(step, ScoreStep):
+            tasks = tuple(recipe.tasks) if step.tasks == "all" else step.tasks
+            config = ScoreConfig(**step.model_dump(exclude={"do", "model", "tasks"}))
+            nodes.append(ScoreNode(name, step.model, tasks, config))
+            continue
+        for node in _train_nodes(name, step, recipe):
+            nodes.append(node)
+            if recipe.score:
+                scored = node.tasks if step.tasks == "each" else tuple(recipe.tasks)
+                nodes.append(ScoreNode(f"{node.name}@score", node.name, scored, recipe.score))
+    return nodes
+
+
+def _train_nodes(name: str, step: TrainStep, recipe: Recipe) -> list[TrainNode]:
+    if step.tasks == "each":
+        return [TrainNode(f"{name}.{task}", step, step.model, (task,)) for task in recipe.training_tasks]
+    tasks = recipe.training_tasks if step.tasks == "all" else step.tasks
+    return [TrainNode(name, step, step.model, tasks)]
+
+
+def _order(reads: Mapping[str, str]) -> list[str]:
+    """Return step names, each after the step whose model it reads, otherwise as the recipe lists them."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name, model in reads.items():
+        sorter.add(name, *([model] if model in reads else []))
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise MultituneError(
+            f"The steps {cycle} wait for one another.",
+            f"steps.{error.args[1][0]}.model",
+            "Let one of them start from base.",
+        ) from error

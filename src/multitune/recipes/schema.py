@@ -1,0 +1,127 @@
+"""The recipe: tasks, a model, and steps. Checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from multitune.adaptation.config import AdaptationConfig
+from multitune.mixing.policies import MixtureConfig, Proportional
+from multitune.models.config import ModelConfig
+from multitune.scoring.score import ScoreConfig
+from multitune.tasks.task import Task
+from multitune.training.config import TrainingConfig
+
+BASE = "base"
+"""How steps name the recipe's own model."""
+
+
+class TrainStep(BaseModel):
+    """Adapts a model to a mixture of tasks and leaves a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    do: Literal["train"] = "train"
+    model: str = Field(BASE, description="base, or the step whose model is trained further")
+    tasks: Literal["all", "each"] | tuple[str, ...] = Field(
+        "all", description="all training tasks together, each in a model of its own, or the named ones together"
+    )
+    mixture: MixtureConfig = Proportional()
+    adapt: AdaptationConfig = AdaptationConfig(method="lora")
+    training: TrainingConfig = TrainingConfig()
+    export: Literal["adapter", "merged"] = Field("adapter", description="what a trained adapter is saved as")
+
+
+class ScoreStep(ScoreConfig):
+    """Scores a model beside the scores that every model gets anyway: other splits, rows or templates."""
+
+    do: Literal["score"]
+    model: str = Field(BASE, description="base, or a step's name")
+    tasks: Literal["all"] | tuple[str, ...] = "all"
+
+
+STEPS: dict[str, type[BaseModel]] = {"train": TrainStep, "score": ScoreStep}
+LATER = ("select", "synthesize", "merge")
+"""Steps that the design names and this version does not have."""
+
+
+def _kind_of_step(value: Any) -> str | None:
+    """Return the tag of a step; without ``do`` it trains. None for what is no step at all."""
+    do = value.get("do", "train") if isinstance(value, dict) else getattr(value, "do", None)
+    return do if do in STEPS else None
+
+
+Step = Annotated[
+    Annotated[TrainStep, Tag("train")] | Annotated[ScoreStep, Tag("score")],
+    Discriminator(
+        _kind_of_step,
+        custom_error_type="unknown_step",
+        custom_error_message=f"a step's do is one of {', '.join(STEPS)}",
+    ),
+]
+
+
+class Recipe(BaseModel):
+    """One run: a model, tasks, and the steps between them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    tasks: dict[str, Task] = Field(min_length=1, description="task by name, or the path of a suite file")
+    score: ScoreConfig | Literal[False] = Field(
+        ScoreConfig(), description="how the base and every model that a step leaves are scored; false: not at all"
+    )
+    steps: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Step] = Field(
+        {"joint": TrainStep()}, description="steps by name; without any, one train step called joint"
+    )
+    folder: Path = Field(Path("."), exclude=True, description="what the recipe's paths are relative to; set on loading")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_names(cls, value: Any) -> Any:
+        """Tasks are named by their keys."""
+        if isinstance(value, dict) and isinstance(value.get("tasks"), dict):
+            tasks = {
+                name: {"name": name, **task} if isinstance(task, dict) else task for name, task in value["tasks"].items()
+            }
+            return {**value, "tasks": tasks}
+        return value
+
+    @property
+    def training_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that train steps may use."""
+        return tuple(name for name, task in self.tasks.items() if not task.held_out)
+
+    def train_steps(self) -> Iterator[tuple[str, TrainStep]]:
+        """Yield the train steps by name."""
+        for name, step in self.steps.items():
+            if isinstance(step, TrainStep):
+                yield name, step
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file, for editors that complete and check YAML by it."""
+    schema = Recipe.model_json_schema()
+    schema["properties"].pop("folder", None)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "multitune recipe"
+    task = schema["$defs"]["Task"]
+    task["properties"].pop("name")  # the key is the name
+    task["required"] = [name for name in task.get("required", []) if name != "name"]
+    _allow_shorthand(schema)
+    return schema
+
+
+def _allow_shorthand(schema: dict[str, Any]) -> None:
+    """Say in the schema that a plain string stands for a model's name, a source's path, a method; and for a suite."""
+    for name in ("ModelConfig", "Source", "AdaptationConfig"):
+        schema["$defs"][name] = {"anyOf": [{"type": "string"}, schema["$defs"][name]]}
+    schema["properties"]["tasks"] = {"anyOf": [{"type": "string"}, schema["properties"]["tasks"]]}
+    texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    for key in ("prompt", "target", "metrics", "stop"):
+        schema["$defs"]["Task"]["properties"][key] = texts
