@@ -1,0 +1,327 @@
+"""Log-probabilities of choices: every prompt is read once, and all its choices continue from there.
+
+    log p(c | x) = sum_t log p(c_t | x, c_<t)
+
+The last position of the prompt gives the first token of every choice, so choices of one token need nothing more. The
+others continue on copies of the prompt's key-value cache (encoder-decoders: the encoder runs once, and the decoder's
+start token takes the prompt's place).
+
+Shape legend: ``B`` prompts, ``P`` tokens of a prompt, ``K`` choices of a prompt, ``N`` pairs of (prompt, choice), ``L``
+tokens of a choice, ``V`` words.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache
+
+from multitune.decoding.generate import start_token
+from multitune.decoding.prompt_batches import (
+    batches_by_length,
+    context_length,
+    fit_prompts,
+    pad,
+)
+from multitune.errors import MultituneError
+from multitune.models.packed import evaluating, is_prompt_learning, without_adapters
+
+if TYPE_CHECKING:
+    from multitune.models.loading import Backbone
+
+Choices = Sequence[Sequence[int]]  # token ids of every choice
+Progress = Callable[[int, int], None]
+
+# A cached token costs memory but no computing: it counts for a quarter of a token in a batch's budget.
+CACHED_TOKEN_COST = 0.25
+
+
+def choice_log_probabilities(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Choices],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> list[np.ndarray]:
+    """Return log p(choice | prompt) in nats for every choice of every prompt, float64 [choices of that prompt] each.
+
+    Equal to reading prompt and choice as one text, up to rounding. Models whose state is not a key-value cache that
+    can be copied by rows (state spaces, linear attention) and adapters that learn a prompt do read it so.
+
+    Args:
+        prompts: token ids per prompt; one too long for the model's positions is cut on the left, counted and logged.
+        choices: for every prompt its choices' token ids; prompts may share one list, which is then laid out once.
+        batch_tokens: tokens a batch may take; memory is bounded by it.
+        progress: called with (prompts done, prompts in all) after every batch.
+
+    Raises:
+        MultituneError: a choice without tokens, a prompt without choices, a choice longer than the model's positions.
+    """
+    tables = _tables(choices)
+    fitted = _fit(backbone, prompts, choices, tables)
+    score = _shared_prompts if shares_prompts(backbone.model) else _whole_texts
+    with evaluating(backbone.model), torch.no_grad():
+        return score(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, progress)
+
+
+def whole_text_log_probabilities(
+    backbone: Backbone, prompts: Sequence[Sequence[int]], choices: Sequence[Choices], *, batch_tokens: int = 4096
+) -> list[np.ndarray]:
+    """Return what ``choice_log_probabilities`` returns, reading every prompt again for each of its choices."""
+    tables = _tables(choices)
+    fitted = _fit(backbone, prompts, choices, tables)
+    with evaluating(backbone.model), torch.no_grad():
+        return _whole_texts(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, None)
+
+
+def normalised(log_probabilities: np.ndarray, choices: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Return log-probabilities divided by the lengths of the choices: per token for token ids, per letter for texts.
+
+    Choices of several lengths compete on even terms after it (per token: Brown et al. 2020, section 2.4).
+    """
+    return log_probabilities / np.array([len(choice) for choice in choices])
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether a prompt's state can be computed once and copied for every choice."""
+    inner = without_adapters(model)
+    has_cache = "past_key_values" in inspect.signature(inner.forward).parameters
+    return has_cache and not getattr(inner, "_is_stateful", False) and not is_prompt_learning(model)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The choices of one or many prompts, laid out: tokens int64 [K, L] filled with zeros, lengths int64 [K]."""
+
+    tokens_KL: np.ndarray
+    length_K: np.ndarray
+
+
+def _tables(choices: Sequence[Choices]) -> dict[int, _Table]:
+    """Return one table per distinct list of choices, keyed by the list's identity."""
+    tables: dict[int, _Table] = {}
+    for i, one in enumerate(choices):
+        if id(one) in tables:
+            continue
+        length_K = np.array([len(choice) for choice in one], dtype=np.int64)
+        if not len(one) or not length_K.all():
+            raise MultituneError(
+                "There are no choices to score." if not len(one) else "A choice has no tokens.",
+                f"choices of prompt {i}" + ("" if not len(one) else f", choice {int(np.argmin(length_K))}"),
+                "Give every example at least one choice, and every choice a text.",
+            )
+        tokens_KL = np.zeros((len(one), int(length_K.max())), dtype=np.int64)
+        for k, choice in enumerate(one):
+            tokens_KL[k, : len(choice)] = choice
+        tables[id(one)] = _Table(tokens_KL, length_K)
+    return tables
+
+
+def _fit(
+    backbone: Backbone, prompts: Sequence[Sequence[int]], choices: Sequence[Choices], tables: dict[int, _Table]
+) -> list[list[int]]:
+    """Return the prompts, cut on the left where prompt and longest choice exceed the model's positions."""
+    positions = context_length(backbone.model)
+    longest = np.array([tables[id(one)].tokens_KL.shape[1] for one in choices], dtype=np.int64)
+    if len(longest) and longest.max() >= positions:
+        raise MultituneError(
+            f"A choice has {longest.max()} tokens, but the model has only {positions} positions.",
+            f"choices of prompt {int(np.argmax(longest))}",
+            "Shorten the choices, or take a model with more positions.",
+        )
+    # The last token of a choice is predicted, never read. Encoder and decoder have positions of their own.
+    room = np.full(len(longest), positions) if backbone.form == "seq2seq" else positions - longest + 1
+    tokenizer = backbone.tokenizer
+    return fit_prompts(prompts, room, start_token(tokenizer), tokenizer.bos_token_id)
+
+
+def _shared_prompts(
+    backbone: Backbone, prompts: list[list[int]], tables: list[_Table], batch_tokens: int, progress: Progress | None
+) -> list[np.ndarray]:
+    scores: list[np.ndarray] = [np.empty(0)] * len(prompts)
+    done = 0
+    for batch in batches_by_length(np.array([len(prompt) for prompt in prompts]), batch_tokens):
+        read = _read_prompts(backbone, [prompts[i] for i in batch])
+        row_N, tokens_NL, length_N = _pairs([tables[i] for i in batch])
+        # Not log_softmax over [N, V]: with 150 choices a prompt that would be the largest tensor of all.
+        logits_BV = read.logits_BV.float().cpu()
+        total_N = (logits_BV[row_N, tokens_NL[:, 0]] - logits_BV.logsumexp(-1)[row_N]).double().numpy()
+
+        longer = np.flatnonzero(length_N > 1)
+        cost = length_N[longer] - 1 + np.ceil(CACHED_TOKEN_COST * read.attention_mask.shape[1]).astype(np.int64)
+        for chunk in batches_by_length(cost, batch_tokens):
+            pairs = longer[chunk]
+            total_N[pairs] += _rest(backbone, read, row_N[pairs], tokens_NL[pairs], length_N[pairs])
+
+        ends = np.cumsum([len(tables[i].length_K) for i in batch])[:-1]
+        for i, total_K in zip(batch, np.split(total_N, ends), strict=True):
+            scores[i] = total_K
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(prompts))
+    return scores
+
+
+def _pairs(tables: list[_Table]) -> tuple[np.ndarray, Tensor, np.ndarray]:
+    """Return every (prompt, choice) of a batch: the prompt's row [N], tokens [N, L] and lengths [N]."""
+    width = max(table.tokens_KL.shape[1] for table in tables)
+    tokens = [np.pad(table.tokens_KL, ((0, 0), (0, width - table.tokens_KL.shape[1]))) for table in tables]
+    row_N = np.repeat(np.arange(len(tables)), [len(table.length_K) for table in tables])
+    length_N = np.concatenate([table.length_K for table in tables])
+    return row_N, torch.from_numpy(np.concatenate(tokens)), length_N
+
+
+@dataclass(frozen=True)
+class _PromptPass:
+    """What reading a batch of prompts leaves.
+
+    Attributes:
+        logits_BV: of the token that follows the prompt.
+        cache: keys and values of every layer.
+        attention_mask: [B, P].
+        encoder_states: [B, P, D] of an encoder-decoder, else None.
+    """
+
+    logits_BV: Tensor
+    cache: Any
+    attention_mask: Tensor
+    encoder_states: Tensor | None
+
+
+def _read_prompts(backbone: Backbone, prompts: list[list[int]]) -> _PromptPass:
+    model = backbone.model
+    device = next(model.parameters()).device
+    if backbone.form == "seq2seq":
+        input_ids, mask = pad(prompts, backbone.tokenizer.pad_token_id, "right", device)
+        start = torch.full((len(prompts), 1), decoder_start(model), device=device)
+        output = model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=start, use_cache=True)
+        return _PromptPass(output.logits[:, -1], output.past_key_values, mask, output.encoder_last_hidden_state)
+    # Padded on the left, so that every prompt ends in the last column and its choices follow without a gap.
+    input_ids, mask = pad(prompts, backbone.tokenizer.pad_token_id, "left", device)
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": True}
+    if _takes(model, "position_ids"):
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    if _takes(model, "logits_to_keep"):
+        inputs["logits_to_keep"] = 1
+    output = model(**inputs)
+    return _PromptPass(output.logits[:, -1], output.past_key_values, mask, None)
+
+
+def _rest(
+    backbone: Backbone, read: _PromptPass, row_N: np.ndarray, tokens_NL: Tensor, length_N: np.ndarray
+) -> np.ndarray:
+    """Return the log-probability of every choice's tokens after the first, float64 [N]; all have at least two."""
+    device = read.attention_mask.device
+    rows = torch.from_numpy(row_N).to(device)
+    tokens_NL = tokens_NL[:, : int(length_N.max())].to(device)
+    logits_NLV = _continue(backbone, read, rows, tokens_NL[:, :-1])
+    log_p_NL = _log_probabilities(logits_NLV, tokens_NL[:, 1:])
+    counts = torch.arange(1, tokens_NL.shape[1], device=device) < torch.from_numpy(length_N).to(device)[:, None]
+    return torch.where(counts, log_p_NL, 0.0).double().sum(1).cpu().numpy()
+
+
+def _continue(backbone: Backbone, read: _PromptPass, rows: Tensor, tokens_NL: Tensor) -> Tensor:
+    """Return the logits [N, L, V] after each token of continuations of the given rows of a prompt pass.
+
+    Continuations are padded on the right: what follows a token cannot change it, so the padding needs no mask.
+    """
+    model = backbone.model
+    mask = read.attention_mask[rows]
+    inputs: dict[str, Any] = {"past_key_values": _select_rows(read.cache, rows), "use_cache": True}
+    if read.encoder_states is not None:
+        inputs |= {"encoder_outputs": (read.encoder_states[rows],), "attention_mask": mask}
+        return model(decoder_input_ids=tokens_NL, **inputs).logits
+    inputs["attention_mask"] = torch.cat([mask, torch.ones_like(tokens_NL)], dim=1)
+    if _takes(model, "position_ids"):
+        inputs["position_ids"] = mask.sum(1, keepdim=True) + torch.arange(tokens_NL.shape[1], device=mask.device)
+    return model(input_ids=tokens_NL, **inputs).logits
+
+
+def _select_rows(cache: Any, rows: Tensor) -> Any:
+    """Return a new cache of the given rows (repeats allowed); the given one stays as it is."""
+    chosen = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        chosen.self_attention_cache = _select_rows(cache.self_attention_cache, rows)
+        chosen.cross_attention_cache = _select_rows(cache.cross_attention_cache, rows)
+        chosen.is_updated = dict(cache.is_updated)
+        return chosen
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen
+
+
+def _whole_texts(
+    backbone: Backbone, prompts: list[list[int]], tables: list[_Table], batch_tokens: int, progress: Progress | None
+) -> list[np.ndarray]:
+    row_N, tokens_NL, length_N = _pairs(tables) if tables else (np.empty(0, int), torch.empty(0, 1), np.empty(0, int))
+    prompt_length_N = np.array([len(prompt) for prompt in prompts], dtype=np.int64)[row_N]
+    total_N = np.zeros(len(row_N))
+    done = 0
+    for pairs in batches_by_length(prompt_length_N + length_N, batch_tokens):
+        continuations = [tokens_NL[n, : length_N[n]].tolist() for n in pairs]
+        total_N[pairs] = _whole_batch(backbone, [prompts[row] for row in row_N[pairs]], continuations)
+        done += len(pairs)
+        if progress is not None:
+            progress(done * len(prompts) // len(row_N), len(prompts))
+    ends = np.cumsum([len(table.length_K) for table in tables])[:-1]
+    return np.split(total_N, ends) if tables else []
+
+
+def _whole_batch(backbone: Backbone, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
+    """Return the log-probability of each continuation, reading it and its prompt in one go, float64 [N]."""
+    model, filler = backbone.model, backbone.tokenizer.pad_token_id
+    device = next(model.parameters()).device
+    target_NL, is_target_NL = pad(continuations, filler, "right", device)
+    length = target_NL.shape[1]
+    if backbone.form == "seq2seq":
+        input_ids, mask = pad(prompts, filler, "right", device)
+        start = torch.full((len(prompts), 1), decoder_start(model), device=device)
+        decoder_input_ids = torch.cat([start, target_NL[:, :-1]], dim=1)
+        output = model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=decoder_input_ids, use_cache=False)
+        logits_NLV = output.logits[:, -length:]
+    else:
+        texts = [prompt + continuation[:-1] for prompt, continuation in zip(prompts, continuations, strict=True)]
+        input_ids, mask = pad(texts, filler, "right", device)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
+        first_N = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        kept = input_ids.shape[1] - int(first_N.min())  # columns from the first that predicts a choice
+        if _takes(model, "logits_to_keep"):
+            inputs["logits_to_keep"] = kept
+        # Counted from the end, because an adapter that learns a prompt puts columns of its own in front.
+        logits = model(**inputs).logits[:, -kept:]
+        column_NL = first_N[:, None] - first_N.min() + torch.arange(length, device=device)
+        logits_NLV = logits[torch.arange(len(prompts), device=device)[:, None], column_NL.clamp(max=kept - 1)]
+    log_p_NL = _log_probabilities(logits_NLV, target_NL)
+    return torch.where(is_target_NL.bool(), log_p_NL, 0.0).double().sum(1).cpu().numpy()
+
+
+def _log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of each token under its logits, float32 [...] from [..., V] and [...]."""
+    tokens = tokens.to(logits.device)
+    logits = logits.float()
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+def decoder_start(model: nn.Module) -> int:
+    """Return the token with which an encoder-decoder's decoder begins."""
+    inner = without_adapters(model)
+    for config in (inner.generation_config, inner.config):
+        if getattr(config, "decoder_start_token_id", None) is not None:
+            return int(config.decoder_start_token_id)
+    raise MultituneError(
+        "The model does not say with which token its decoder begins.",
+        "decoder_start_token_id in config.json",
+        "Set decoder_start_token_id in the model's config.json.",
+    )
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(without_adapters(model).forward).parameters

@@ -1,0 +1,339 @@
+"""Scores a model on tasks: label and choose by choices, generate by generation, everything on encoders by heads."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from multitune.errors import MultituneError
+from multitune.scoring.predictions import Prediction, write_predictions
+from multitune.tasks.task import Split
+
+if TYPE_CHECKING:
+    from multitune.models.loading import Backbone
+    from multitune.tasks.task import Prompted, Task
+
+logger = logging.getLogger("multitune.scoring")
+
+Progress = Callable[[str, int, int], None]
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+class ScoreConfig(BaseModel):
+    """How models are scored.
+
+    Attributes:
+        rows: at most so many examples per task, the same ones for every model, seed and run; None scores all.
+        split: which examples are scored; a task without this split is scored on its validation split.
+        templates: "first" asks every example through the task's first template, "all" through each.
+        batch_tokens: tokens of a batch, padding included; memory grows with it.
+        choice_normalisation: "none" compares choices by their log-probability, "token" and "character" by that divided
+            by the choice's length.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int | None = Field(default=None, ge=1)
+    split: Split = "test"
+    templates: Literal["first", "all"] = "first"
+    batch_tokens: int = Field(default=4096, ge=1)
+    choice_normalisation: Literal["none", "token", "character"] = "none"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How well a model does one task.
+
+    Attributes:
+        task, split: what was scored.
+        n: scored answers: examples, times templates where all are asked.
+        metrics: value by the metric's name.
+        intervals: 95 % bootstrap interval of every metric over examples.
+        predictions: every answer, in the order of the data.
+        unparsed: answers without a number where one was asked for (regress on a language model); they count as 0.
+    """
+
+    task: str
+    split: str
+    n: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    predictions: list[Prediction] = field(repr=False)
+    unparsed: int = 0
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A model's answers: as metrics take them (index, text or number), and how many held no number."""
+
+    values: list[Any]
+    unparsed: int = 0
+
+
+def score_tasks(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    folder: Path,
+    config: ScoreConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[TaskScore]:
+    """Return the scores of a model on every task, in the order of the tasks.
+
+    Args:
+        folder: what the tasks' paths are relative to.
+        seed: of the intervals' resampling; the scores themselves do not depend on it.
+        progress: called with (task, examples done, examples in all) after every batch.
+
+    Raises:
+        MultituneError: a task has neither the split nor a validation split, or no rows in it; a task of a kind that the
+            backbone cannot answer.
+    """
+    return [_score_task(backbone, task, folder, config, seed, progress) for task in tasks]
+
+
+def scored_split(task: Task, preferred: Split) -> Split | None:
+    """Return the split a task is scored on: the preferred one, else validation, else None."""
+    if task.source(preferred) is not None:
+        return preferred
+    return "validation" if task.validation is not None else None
+
+
+def save_predictions(scores: Iterable[TaskScore], folder: Path) -> list[Path]:
+    """Write every task's predictions to ``folder/<task>.jsonl`` and return the files."""
+    written = []
+    for score in scores:
+        path = folder / f"{score.task}.jsonl"
+        write_predictions(path, score.predictions)
+        written.append(path)
+    return written
+
+
+def _score_task(
+    backbone: Backbone, task: Task, folder: Path, config: ScoreConfig, seed: int, progress: Progress | None
+) -> TaskScore:
+    split, rows = _read(task, folder, config)
+    report = None if progress is None else lambda done, total: progress(task.name, done, total)
+    answers = _answer(backbone, task, rows, config, report)
+    if answers.unparsed:
+        logger.warning("%s: %d of %d answers hold no number; they count as 0.", task.name, answers.unparsed, len(rows))
+    return _measure(task, split, rows, answers, seed)
+
+
+def _read(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, list[Prompted]]:
+    from multitune.tasks.prompting import BadRows, prompted_examples
+
+    split = scored_split(task, config.split)
+    if split is None:
+        raise MultituneError(
+            f"Task '{task.name}' has no examples to score: neither {config.split} nor validation is given.",
+            f"tasks.{task.name}.{config.split}",
+            f"Give {config.split} a source, or cut it from train with {{fraction: 0.1}}.",
+        )
+    if split != config.split:
+        logger.info("%s has no %s split: scored on %s.", task.name, config.split, split)
+    bad_rows = BadRows()
+    rows = sample(prompted_examples(task, split, folder, templates=config.templates, bad_rows=bad_rows), config.rows)
+    if not rows:
+        raise MultituneError(
+            f"Task '{task.name}' has no rows in its {split} split.",
+            f"tasks.{task.name}.{split}",
+            "Give it a source with rows, or leave the task out.",
+        )
+    if bad_rows.count:
+        logger.warning("%s: %d rows of the %s split were skipped.", task.name, bad_rows.count, split)
+    return split, rows
+
+
+def sample(prompted: Iterable[Prompted], examples: int | None) -> list[Prompted]:
+    """Return a random sample of examples, each with all its templates, in the order in which they came.
+
+    An example is in by the digest of its id: the sample does not change with the order of the rows, with a seed or with
+    the model, and a smaller sample is part of a larger one. Holds no more than the sample in memory.
+
+    Args:
+        prompted: a stream in which an example's templates follow one another.
+        examples: at most so many examples; None keeps all.
+    """
+    if examples is None:
+        return list(prompted)
+    groups = (list(group) for _, group in groupby(prompted, key=lambda one: one.example.id))
+    kept = heapq.nsmallest(examples, enumerate(groups), key=lambda place: _digest(place[1][0].example.id))
+    return [one for _, group in sorted(kept, key=lambda place: place[0]) for one in group]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _answer(
+    backbone: Backbone,
+    task: Task,
+    rows: Sequence[Prompted],
+    config: ScoreConfig,
+    report: Callable[[int, int], None] | None,
+) -> _Answers:
+    from multitune.mixing.encoding import encode_prompts
+
+    prompts = encode_prompts(rows, backbone.tokenizer, backbone.form, task)
+    if backbone.form == "encoder":
+        from multitune.scoring.heads import head_of, head_predictions
+
+        head_of(backbone, task.name, rows[0].choices if task.kind == "label" else ())
+        answers = head_predictions(backbone, task.name, prompts, batch_tokens=config.batch_tokens, progress=report)
+        return _Answers(answers.tolist())
+    if task.kind in ("label", "choose"):
+        return _Answers(_choose(backbone, task, rows, prompts, config, report))
+    texts = _write(backbone, task, prompts, config, report)
+    if task.kind == "generate":
+        return _Answers(list(texts))
+    numbers = [NUMBER.search(text) for text in texts]
+    return _Answers([float(found[0]) if found else 0.0 for found in numbers], sum(not found for found in numbers))
+
+
+def _choose(
+    backbone: Backbone,
+    task: Task,
+    rows: Sequence[Prompted],
+    prompts: list[list[int]],
+    config: ScoreConfig,
+    report: Callable[[int, int], None] | None,
+) -> list[int]:
+    """Return the index of the most probable choice of every row."""
+    from multitune.scoring.choices import choice_log_probabilities, normalised
+
+    choices = choice_tokens(backbone, task, rows)
+    scores = choice_log_probabilities(backbone, prompts, choices, batch_tokens=config.batch_tokens, progress=report)
+    if config.choice_normalisation == "token":
+        scores = [normalised(score, one) for score, one in zip(scores, choices, strict=True)]
+    elif config.choice_normalisation == "character":
+        scores = [normalised(score, row.choices) for score, row in zip(scores, rows, strict=True)]
+    return [int(score.argmax()) for score in scores]
+
+
+def choice_tokens(backbone: Backbone, task: Task, rows: Sequence[Prompted]) -> list[list[list[int]]]:
+    """Return the token ids of every row's choices; rows that ask the same in the same place share one list.
+
+    Where the tokens of one choice begin another's ("1" and "10"), all choices of the row end with the end-of-text
+    token: without it the shorter one could never be less probable.
+
+    Raises:
+        MultituneError: a row without choices, or a choice without text.
+    """
+    from multitune.mixing.chats import uses_chat_template
+    from multitune.mixing.encoding import encode_choice, end_of_text
+
+    tokenizer, form = backbone.tokenizer, backbone.form
+    shared: dict[tuple[Any, ...], list[list[int]]] = {}
+    tokens = []
+    for row in rows:
+        _refuse_empty_choices(task, row)
+        # What stands right before a choice decides whether a space joins the two; a chat template decides for itself.
+        apart = None if row.messages else row.prompt[-1:].isspace() or not row.prompt
+        key = (row.choices, apart, id(row) if uses_chat_template(row, task.chat, tokenizer) else None)
+        if key not in shared:
+            encoded = [encode_choice(row, choice, tokenizer, form, task) for choice in row.choices]
+            if _one_begins_another(encoded):
+                encoded = [[*choice, end_of_text(tokenizer)] for choice in encoded]
+            shared[key] = encoded
+        tokens.append(shared[key])
+    return tokens
+
+
+def _refuse_empty_choices(task: Task, row: Prompted) -> None:
+    if not row.choices or not all(row.choices):
+        raise MultituneError(
+            f"Task '{task.name}' has {'a choice without text' if row.choices else 'no choices'} for this example.",
+            row.example.where,
+            "Give every choice a text in the task's choices.",
+        )
+
+
+def _one_begins_another(choices: Sequence[Sequence[int]]) -> bool:
+    """Whether the tokens of one choice are the beginning of a longer one."""
+    ordered = sorted({tuple(choice) for choice in choices})  # a beginning sorts right before what it begins
+    return any(after[: len(before)] == before for before, after in pairwise(ordered))
+
+
+def _write(
+    backbone: Backbone,
+    task: Task,
+    prompts: list[list[int]],
+    config: ScoreConfig,
+    report: Callable[[int, int], None] | None,
+) -> list[str]:
+    """Return what the model writes after every prompt, greedily, without white space around it."""
+    from multitune.decoding.generate import generate
+
+    texts = generate(
+        backbone,
+        prompts,
+        max_new_tokens=task.max_new_tokens,
+        stop=task.stop,
+        batch_tokens=config.batch_tokens,
+        progress=report,
+    )
+    return [text.strip() for text in texts]
+
+
+def _measure(task: Task, split: Split, rows: Sequence[Prompted], answers: _Answers, seed: int) -> TaskScore:
+    """Return the metrics of a task's answers with their intervals, and one prediction per row."""
+    from multitune.mixing.encoding import plain_prompt
+    from multitune.scoring.intervals import interval_of_corpus_metric, interval_of_mean
+    from multitune.tasks.metrics import metric, metrics_of
+
+    references = [_reference(task, row) for row in rows]
+    values, intervals, per_example = {}, {}, {}
+    for name in metrics_of(task):
+        found = metric(name)
+        values[name] = float(found.score(answers.values, references))
+        if found.per_example is None:
+            intervals[name] = interval_of_corpus_metric(found.score, answers.values, references, seed=seed)
+        else:
+            per_example[name] = found.per_example(answers.values, references)
+            intervals[name] = interval_of_mean(per_example[name], seed=seed)
+
+    right = [answer == reference for answer, reference in zip(answers.values, references, strict=True)]
+    score = next(iter(per_example.values()), right)
+    correct: list[bool | None] = list(right)
+    if task.kind == "regress":
+        correct = [None] * len(rows)
+    elif task.kind == "generate":
+        correct = [bool(one) if one in (0.0, 1.0) else None for one in score]
+    predictions = [
+        Prediction(
+            id=row.example.id,
+            where=row.example.where,
+            prompt=plain_prompt(row),
+            prediction=_shown(task, row, answer),
+            reference=_shown(task, row, reference),
+            correct=is_correct,
+            score=float(one),
+        )
+        for row, answer, reference, is_correct, one in zip(
+            rows, answers.values, references, correct, score, strict=True
+        )
+    ]
+    return TaskScore(task.name, split, len(rows), values, intervals, predictions, answers.unparsed)
+
+
+def _reference(task: Task, row: Prompted) -> Any:
+    """Return the right answer as metrics take it."""
+    if task.kind in ("label", "choose"):
+        return row.label
+    return row.value if task.kind == "regress" else row.target.strip()
+
+
+def _shown(task: Task, row: Prompted, answer: Any) -> str | float:
+    """Return an answer as a reader wants it: a choice by its text."""
+    return row.choices[answer] if task.kind in ("label", "choose") else answer

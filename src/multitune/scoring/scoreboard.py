@@ -1,0 +1,149 @@
+"""The Scoreboard: one row per score, kept as a Parquet file; every table and report is read from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multitune.errors import MultituneError
+
+if TYPE_CHECKING:
+    import pyarrow
+    from rich.table import Table
+
+    from multitune.scoring.score import TaskScore
+
+KEY = ("run", "step", "model", "task", "split", "metric", "seed")
+COLUMNS = ("run", "step", "model", "task", "split", "metric", "value", "low", "high", "n", "seed")
+
+
+class Scoreboard:
+    """Rows of scores, in the order in which they came.
+
+    A row is a mapping with the keys of COLUMNS: the run's name, the step that left the model, the model's name, the
+    task, its split, the metric, its value with the bounds of its 95 % interval, the number of scored examples and the
+    seed. A row that agrees with an earlier one in KEY takes its place.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
+        self._rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self.append(rows)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, each with the keys of COLUMNS."""
+        return list(self._rows.values())
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows; a row with the key of an existing one replaces it."""
+        for row in rows:
+            if set(row) != set(COLUMNS):
+                raise ValueError(f"a scoreboard row has the keys {COLUMNS}, not {tuple(row)}")
+            self._rows[tuple(row[name] for name in KEY)] = {name: row[name] for name in COLUMNS}
+
+    @classmethod
+    def load(cls, path: Path) -> Scoreboard:
+        """Read a Scoreboard; one that does not exist yet is empty.
+
+        Raises:
+            MultituneError: the file is cut short or is not a Scoreboard.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        if not path.is_file():
+            return cls()
+        try:
+            table = pyarrow.parquet.ParquetFile(path).read()
+            return cls(table.select(list(COLUMNS)).to_pylist())
+        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            raise MultituneError(
+                f"The scoreboard cannot be read: {str(error).splitlines()[0]}",
+                str(path),
+                "Delete the file and run the recipe again; finished steps are only scored anew.",
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write all rows; the file is replaced whole or not at all."""
+        import pyarrow
+        import pyarrow.parquet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".partial")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self.rows, schema=_schema()), temporary)
+        os.replace(temporary, path)
+
+    def to_table(self, before: str, after: Sequence[str], title: str = "") -> Table:
+        """Return a printable table: per task and metric the score before, after each step, and the last difference.
+
+        Args:
+            before: the step whose scores come first, as in the column ``step``.
+            after: the steps to compare with it, at least one. Several rows of one step, task, split and metric (seeds,
+                runs) are averaged.
+        """
+        from rich.table import Table
+
+        table = Table(title=title or None)
+        for name in ("task", "metric"):
+            table.add_column(name)
+        for name in ("n", before, *after, "difference"):
+            table.add_column(name, justify="right")
+        for (task, split, metric), by_step in self._by_measure().items():
+            shown = [by_step.get(step) for step in (before, *after)]
+            if all(value is None for value in shown):
+                continue
+            name = metric if split == "test" else f"{metric} ({split})"
+            cells = ["-" if value is None else f"{value:.3f}" for value in shown]
+            n = self._examples(task, split, metric)
+            table.add_row(task, name, str(n), *cells, _difference(metric, shown[0], shown[-1]))
+        return table
+
+    def _by_measure(self) -> dict[tuple[str, str, str], dict[str, float]]:
+        """Return per (task, split, metric) the mean value of every step."""
+        values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+        for row in self._rows.values():
+            measure = (row["task"], row["split"], row["metric"])
+            values.setdefault(measure, {}).setdefault(row["step"], []).append(row["value"])
+        return {
+            measure: {step: sum(found) / len(found) for step, found in by_step.items()}
+            for measure, by_step in values.items()
+        }
+
+    def _examples(self, task: str, split: str, metric: str) -> int:
+        measure = (task, split, metric)
+        return max(row["n"] for row in self._rows.values() if (row["task"], row["split"], row["metric"]) == measure)
+
+
+def score_rows(scores: Iterable[TaskScore], *, run: str, step: str, model: str, seed: int) -> list[dict[str, Any]]:
+    """Return the Scoreboard's rows of a model's scores: one per task and metric."""
+    return [
+        {
+            "run": run, "step": step, "model": model, "task": score.task, "split": score.split, "metric": metric,
+            "value": value, "low": score.intervals[metric][0], "high": score.intervals[metric][1],
+            "n": score.n, "seed": seed,
+        }
+        for score in scores
+        for metric, value in score.metrics.items()
+    ]  # fmt: skip
+
+
+def _schema() -> pyarrow.Schema:
+    import pyarrow
+
+    numbers = {"value": pyarrow.float64(), "low": pyarrow.float64(), "high": pyarrow.float64()}
+    counts = {"n": pyarrow.int64(), "seed": pyarrow.int64()}
+    return pyarrow.schema([(name, {**numbers, **counts}.get(name, pyarrow.string())) for name in COLUMNS])
+
+
+def _difference(metric: str, before: float | None, after: float | None) -> str:
+    """Return the signed difference, green when it is a gain and red when it is a loss."""
+    from multitune.tasks.metrics import metric as find_metric
+
+    if before is None or after is None:
+        return "-"
+    change = after - before
+    gain = change if find_metric(metric).higher_is_better else -change
+    colour = "green" if gain > 0 else "red" if gain < 0 else "dim"
+    return f"[{colour}]{change:+.3f}[/{colour}]"
