@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -31,13 +32,27 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_choice(value: Any) -> Any:
+    """A choice as text: numbers become what a template prints for them."""
+    if isinstance(value, bool):
+        raise ValueError(f"the choice {value} is a yes/no value of YAML, not text; write it in quotes")
+    return str(value).strip() if isinstance(value, str | int | float) else value
+
+
+def _as_choices(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_as_choice(label): _as_choice(text) for label, text in value.items()}
+    return tuple(_as_choice(item) for item in value) if isinstance(value, list | tuple) else value
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Choices = Annotated[tuple[str, ...] | dict[str, str] | str, BeforeValidator(_as_choices)]
 
 
 class Source(BaseModel):
-    """Where rows come from: a path, a hub data set, or a Python generator; exactly one, unless ``fraction`` is given.
+    """Where rows come from: a path, a hub data set, a Python generator, or a share of the task's train rows.
 
-    In YAML a plain string is a path.
+    Exactly one of ``path``, ``hub``, ``generator`` and ``fraction``. In YAML a plain string is a path.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +61,7 @@ class Source(BaseModel):
     hub: str | None = Field(None, description="data set id for datasets.load_dataset")
     name: str | None = Field(None, description="configuration of the hub data set")
     split: str | None = Field(None, description="split of the hub data set or of a saved DatasetDict")
+    revision: str | None = Field(None, description="commit, tag or branch of the hub data set")
     generator: str | None = Field(None, description="'package.module:function', or 'synthetic:SKILL'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the generator")
     rows: PositiveInt | None = Field(None, description="read at most so many rows")
@@ -60,7 +76,8 @@ class Source(BaseModel):
     def _one_origin(self) -> Source:
         given = [key for key in ("path", "hub", "generator", "fraction") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"a source needs exactly one of path, hub, generator or fraction, not {given or 'none'}")
+            found = " and ".join(given) or "none"
+            raise ValueError(f"a source needs exactly one of path, hub, generator and fraction, and has {found}")
         return self
 
 
@@ -77,7 +94,7 @@ class Task(BaseModel):
     layout: Layout = "auto"
     prompt: Texts = Field((), description="Jinja2 templates over an example's fields; several are paired with target")
     target: Texts = ()
-    choices: tuple[str, ...] | dict[str, str] | str | None = Field(
+    choices: Choices | None = Field(
         None, description="label: the choices, or raw label -> text; choose: the field that lists them"
     )
     metrics: Texts = Field((), description="names of metrics; empty means the kind's default")
@@ -89,6 +106,52 @@ class Task(BaseModel):
     max_new_tokens: PositiveInt = 64
     stop: Texts = ()
 
+    @model_validator(mode="after")
+    def _fractions_of_train(self) -> Task:
+        shares = [source.fraction or 0 for source in (self.validation, self.test) if source is not None]
+        if self.train is not None and self.train.fraction is not None:
+            raise ValueError("fraction cuts validation or test from train; train needs a path, hub or generator")
+        if any(shares) and self.train is None:
+            raise ValueError("fraction cuts rows from train, and the task has no train")
+        if sum(shares) >= 1:
+            raise ValueError("the fractions of validation and test leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _templates_in_pairs(self) -> Task:
+        if len(self.target) > 1 and self.prompt and len(self.prompt) != len(self.target):
+            raise ValueError(
+                f"prompts and targets are paired: {len(self.prompt)} prompts do not go with {len(self.target)} targets"
+            )
+        if (self.prompt or self.target) and self.layout in ("messages", "sharegpt"):
+            raise ValueError(f"rows of layout {self.layout} are chats, which take no prompt and no target template")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_fit_kind(self) -> Task:
+        if self.choices is None:
+            return self
+        if self.kind in ("generate", "regress"):
+            raise ValueError(f"choices are for kinds label and choose, not {self.kind}")
+        if self.kind == "label" and isinstance(self.choices, str):
+            raise ValueError(
+                "choices of kind label are a list, or a mapping from label to text; for a field use choose"
+            )
+        if self.kind == "choose" and not isinstance(self.choices, str):
+            raise ValueError("choices of kind choose name the field that lists them; for a fixed list use kind label")
+        if not self.choices or (not isinstance(self.choices, str) and not all(self.choice_texts)):
+            raise ValueError("choices are empty, or one of them is")
+        if isinstance(self.choices, tuple) and len(set(self.choices)) < len(self.choices):
+            raise ValueError("a choice is listed twice")
+        return self
+
+    @property
+    def choice_texts(self) -> tuple[str, ...]:
+        """Texts of the fixed choices, in order and each once; () for the kinds without."""
+        if isinstance(self.choices, str) or self.choices is None:
+            return ()
+        return tuple(dict.fromkeys(self.choices.values() if isinstance(self.choices, dict) else self.choices))
+
     def source(self, split: Split) -> Source | None:
         """Return the source of a split, None when the task has none."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
@@ -99,8 +162,9 @@ class Example:
     """One record of a task as the source gave it.
 
     Attributes:
-        id: stable over runs and machines, unique in the task: "<file name>:<row>" or the generator's own id.
-        where: for people: "data/train.jsonl:12".
+        id: stable over runs and machines, unique in its source: "<file name>:<line>", "<file name>:row <row>" or the
+            generator's own id.
+        where: for people: "data/train.jsonl:12", or "data/train.parquet:row 12" where there are no lines.
         fields: the record.
     """
 
@@ -125,8 +189,8 @@ class Prompted:
         example: the record.
         template: index of the template.
         prompt: rendered prompt; "" when messages are given.
-        messages: the chat; () unless the rows are chats. The final assistant turn is the target in scoring.
-        target: text of the target; "" is allowed for regress.
+        messages: the chat, ended by the assistant's turn that is the target; () unless the rows are chats.
+        target: text of the target; of a label or choose task exactly the right one of the choices.
         choices: texts of the choices (label, choose), else ().
         label: index of the right choice, or None.
         value: the number to predict (regress), or None.
