@@ -1,1 +1,1 @@
-
+"""One run: a recipe is read, checked, planned and executed."""

@@ -1,0 +1,131 @@
+"""What a node's result depends on, as one digest: equal digests mean that the work is done already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multitune.recipes.graph import ScoreNode, TrainNode
+from multitune.recipes.schema import Recipe
+from multitune.tasks.sources import source_fingerprint
+from multitune.tasks.task import Split, Task
+
+TRAIN_VERSION = 1
+SCORE_VERSION = 1
+"""Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
+
+_ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
+_ONLY_LOGGED = {"logging_steps", "save_steps", "save_total_limit", "report_to"}
+
+
+def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
+    """Digest a train node: its settings, its tasks' training rows, the seed and the model it starts from.
+
+    Args:
+        node: the node.
+        recipe: for tasks and seed.
+        model: fingerprint of the model that it reads.
+    """
+    tasks = [recipe.tasks[name] for name in node.tasks]
+    return digest(
+        {
+            "version": TRAIN_VERSION,
+            "step": node.step.model_dump(mode="json", exclude={"tasks": True, "training": _ONLY_LOGGED}),
+            "tasks": [task.model_dump(mode="json", exclude=_ONLY_SCORED) for task in tasks],
+            "rows": [_rows(task, "train", recipe.folder) for task in tasks],
+            "cut": [_fractions(task) for task in tasks],
+            "seed": recipe.seed,
+            "model": model,
+        }
+    )
+
+
+def score_fingerprint(node: ScoreNode, recipe: Recipe, model: str, splits: Mapping[str, Split | None]) -> str:
+    """Digest a score node: its settings, the scored rows, the seed of the intervals and the model.
+
+    Args:
+        node: the node.
+        recipe: for tasks and seed.
+        model: fingerprint of the model that it scores.
+        splits: the split on which every task is scored.
+    """
+    tasks = [recipe.tasks[name] for name in node.tasks]
+    return digest(
+        {
+            "version": SCORE_VERSION,
+            "score": node.config.model_dump(mode="json"),
+            "tasks": [task.model_dump(mode="json", exclude={"weight"}) for task in tasks],
+            "rows": [_rows(task, split, recipe.folder) for task in tasks if (split := splits[task.name])],
+            "seed": recipe.seed,
+            "model": model,
+        }
+    )
+
+
+def model_fingerprint(recipe: Recipe) -> str:
+    """Digest the recipe's own model: every byte of a local folder, or hub id and revision."""
+    from multitune.models.location import resolve
+
+    location = Path(resolve(recipe.model))
+    settings = recipe.model.model_dump(mode="json", exclude={"name"})
+    if not location.is_dir():
+        return digest({"settings": settings, "hub": str(location), "revision": recipe.model.revision})
+    known = _KnownDigests(cache_folder() / "digests.json")
+    files = {path.name: known.of(path) for path in sorted(location.iterdir()) if path.is_file()}
+    known.save()
+    return digest({"settings": settings, "files": files})
+
+
+def cache_folder() -> Path:
+    """Return where tokens and digests are kept between runs: ``$XDG_CACHE_HOME/multitune`` or ``~/.cache/multitune``."""
+    import os
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multitune"
+
+
+def digest(value: Any) -> str:
+    """Return a digest of a JSON-like value that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _rows(task: Task, split: Split, folder: Path) -> str:
+    source = task.source(split)
+    if source is not None and source.fraction is not None:
+        source = task.train
+    return source_fingerprint(source, folder) if source is not None else ""
+
+
+def _fractions(task: Task) -> list[float | None]:
+    return [source.fraction if source is not None else None for source in (task.validation, task.test)]
+
+
+class _KnownDigests:
+    """Digests of large files by path, size and time of change, so that 14 GB are not read at every start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.known: dict[str, str] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+
+    def of(self, file: Path) -> str:
+        stat = file.stat()
+        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in self.known:
+            with file.open("rb") as stream:
+                self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return self.known[key]
+
+    def save(self) -> None:
+        """Keep what is known; a cache that cannot be written only costs time."""
+        import contextlib
+
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".partial")
+            temporary.write_text(json.dumps(self.known))
+            temporary.replace(self.path)

@@ -1,0 +1,254 @@
+"""From a YAML file to a checked recipe, with every mistake told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from multitune.errors import MultituneError, MultituneErrors, nearest
+from multitune.mixing.policies import check_names
+from multitune.recipes.graph import build
+from multitune.recipes.reading import Document, KeyPath, override, read_yaml
+from multitune.recipes.schema import BASE, LATER, Recipe, ScoreStep, TrainStep, json_schema
+from multitune.tasks.metrics import metric
+from multitune.tasks.sources import source_files
+from multitune.tasks.task import Source, Split, Task
+from multitune.tasks.templates import compile_template
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe without reading data, weights or a heavy library.
+
+    Args:
+        path: the YAML file; the recipe's relative paths are relative to its folder.
+        overrides: ``key.path=value`` assignments.
+
+    Raises:
+        MultituneErrors: everything that is wrong, each with file, line, key and the mend.
+    """
+    document = read_yaml(Path(path))
+    override(document, list(overrides))
+    _include_suite(document)
+    folder = document.path.resolve().parent
+    try:
+        recipe = Recipe.model_validate({**document.data, "folder": folder})
+    except ValidationError as error:
+        raise MultituneErrors(_schema_errors(error, document)) from None
+    if errors := list(_cross_checks(recipe, document)):
+        raise MultituneErrors(errors)
+    return recipe
+
+
+def _include_suite(document: Document) -> None:
+    """Put the tasks of a suite file in the place of its path; the suite's paths are relative to the suite's folder."""
+    name = document.data.get("tasks")
+    if not isinstance(name, str):
+        return
+    suite = read_yaml(document.path.parent / name)
+    tasks = suite.data.get("tasks")
+    if not isinstance(tasks, dict):
+        raise MultituneError("A suite file needs the key tasks.", str(suite.path), "Write tasks: {name: {...}}.")
+    beside = Path(name).parent
+    for task in tasks.values():
+        for split in ("train", "validation", "test"):
+            source = task.get(split) if isinstance(task, dict) else None
+            if isinstance(source, str):
+                task[split] = str(beside / source)
+            elif isinstance(source, dict) and isinstance(source.get("path"), str):
+                task[split] = {**source, "path": str(beside / source["path"])}
+    document.data["tasks"] = tasks
+    document.lines = {k: v for k, v in document.lines.items() if k[:1] != ("tasks",) or len(k) == 1}
+
+
+# -- the schema's errors, in the reader's words ----------------------------------------------------------------------
+
+
+def _schema_errors(error: ValidationError, document: Document) -> list[MultituneError]:
+    schema = json_schema()
+    errors = [_translate(dict(detail), document, schema) for detail in error.errors()]
+    unique = {(e.what, e.where): e for e in errors}  # branches of a union repeat themselves
+    return list(unique.values())
+
+
+def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any]) -> MultituneError:
+    key = _key_path(detail["loc"], document.data)
+    where = document.where(key)
+    name = str(key[-1]) if key else ""
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        allowed = sorted(_properties(schema, key[:-1], document.data))
+        mend = f"Use one of: {', '.join(allowed)}." if allowed else "Remove it."
+        return MultituneError(f"There is no key '{name}' here.{nearest(name, allowed)}", where, mend)
+    if kind == "missing":
+        return MultituneError(f"The key '{detail['loc'][-1]}' is missing.", where, f"Add {detail['loc'][-1]}.")
+    if kind == "unknown_step":
+        return _unknown_step(detail["input"], where, str(detail["msg"]))
+    if kind == "value_error":
+        what = str(detail["ctx"]["error"])
+        return MultituneError(what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else "."), where, "Correct it.")
+    received = detail["input"]
+    shown = f"{type(received).__name__} {received!r}" if not isinstance(received, dict | list) else "a mapping or list"
+    return MultituneError(f"'{name}' cannot be {shown}.", where, f"{detail['msg']}.")
+
+
+def _unknown_step(value: Any, where: str, message: str) -> MultituneError:
+    do = value.get("do") if isinstance(value, dict) else value
+    if do in LATER:
+        return MultituneError(
+            f"Steps of the kind '{do}' are not in this version of multitune.", where, "Use train and score steps."
+        )
+    return MultituneError(f"There is no step of the kind '{do}'.{nearest(str(do), ('train', 'score'))}", where, f"{message}.")
+
+
+def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:
+    """Return the part of an error's location that is keys of the file; names of union branches fall out."""
+    key: list[str | int] = []
+    for i, part in enumerate(location):
+        if isinstance(data, Mapping) and part in data:
+            key.append(part)
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            key.append(part)
+            data = data[part]
+        elif i == len(location) - 1 and isinstance(data, Mapping) and isinstance(part, str) and part == location[-1]:
+            continue  # a missing key: the place is the mapping that lacks it
+    return tuple(key)
+
+
+def _properties(schema: dict[str, Any], key: KeyPath, data: Any) -> set[str]:
+    """Return the keys that the schema allows at a place, over all branches of unions that fit the data there."""
+    places = [schema]
+    for part in key:
+        data = data[part] if isinstance(data, Mapping | list) else None
+        places = [below for place in places for below in _below(_branches(place, schema), part)]
+    branches = [b for place in places for b in _branches(place, schema) if "properties" in b]
+    fitting = [b for b in branches if _fits_constants(b, data)]
+    return {name for branch in fitting or branches for name in branch["properties"]}
+
+
+def _branches(place: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "$ref" in place:
+        place = schema["$defs"][place["$ref"].rsplit("/", 1)[1]]
+    options = place.get("anyOf", []) + place.get("oneOf", [])
+    if not options:
+        yield place
+    for option in options:
+        yield from _branches(option, schema)
+
+
+def _below(branches: Iterator[dict[str, Any]], part: str | int) -> Iterator[dict[str, Any]]:
+    for branch in branches:
+        if isinstance(part, int):
+            if "items" in branch:
+                yield branch["items"]
+        elif part in branch.get("properties", {}):
+            yield branch["properties"][part]
+        elif isinstance(branch.get("additionalProperties"), dict):
+            yield branch["additionalProperties"]
+        else:
+            yield from branch.get("patternProperties", {}).values()
+
+
+def _fits_constants(branch: dict[str, Any], data: Any) -> bool:
+    """Tell whether a union's branch is the one meant: its constant keys (do, policy) are what the data say."""
+    constants = {n: p["const"] for n, p in branch["properties"].items() if "const" in p}
+    if not isinstance(data, Mapping):
+        return True
+    return all(data.get(name, branch["properties"][name].get("default")) == value for name, value in constants.items())
+
+
+# -- checks across keys ----------------------------------------------------------------------------------------------
+
+
+def _cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    for name, task in recipe.tasks.items():
+        yield from _check_task(name, task, recipe.folder, document)
+    for name, step in recipe.steps.items():
+        yield from _check_step(name, step, recipe, document)
+    try:
+        build(recipe)
+    except MultituneError as error:
+        yield MultituneError(error.what, document.where(tuple(error.where.split("."))), error.mend)
+
+
+def _check_task(name: str, task: Task, folder: Path, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("tasks", name)
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for split in splits:
+        source = task.source(split)
+        if source is not None:
+            yield from _caught(lambda s=source: source_files(s, folder), document, (*key, split))
+    for role in ("prompt", "target"):
+        for text in getattr(task, role):
+            yield from _caught(lambda t=text: compile_template(t), document, (*key, role))
+    for metric_name in task.metrics:
+        yield from _caught(lambda m=metric_name: metric(m), document, (*key, "metrics"))
+    if len(task.prompt) != len(task.target) and task.target:
+        yield MultituneError(
+            f"There are {len(task.prompt)} prompts and {len(task.target)} targets.",
+            document.where((*key, "target")),
+            "Give each prompt its target, in the same order.",
+        )
+    if task.held_out and not (task.test or task.validation):
+        yield MultituneError(
+            f"The held-out task '{name}' has nothing to be scored on.", document.where(key), "Give it a test source."
+        )
+    if not task.held_out and task.train is None:
+        yield MultituneError(
+            f"The task '{name}' has no train source.", document.where(key), "Add train, or say held_out: true."
+        )
+    yield from _check_fraction(task.train, document, (*key, "train"))
+
+
+def _check_fraction(source: Source | None, document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    if source is not None and source.fraction is not None:
+        yield MultituneError(
+            "train cannot be a fraction of itself.", document.where(key), "Give train a path, hub or generator."
+        )
+
+
+def _check_step(name: str, step: TrainStep | ScoreStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("steps", name)
+    models = {BASE, *(n for n, other in recipe.train_steps() if other.tasks != "each")}
+    if name == BASE:
+        yield MultituneError("A step cannot be called base.", document.where(key), "base is the recipe's model; rename it.")
+    if step.model not in models:
+        yield MultituneError(
+            f"There is no model '{step.model}'.{nearest(step.model, models)}",
+            document.where((*key, "model")),
+            f"Use one of: {', '.join(sorted(models))}.",
+        )
+    known = recipe.training_tasks if isinstance(step, TrainStep) else tuple(recipe.tasks)
+    named = step.tasks if isinstance(step.tasks, tuple) else ()
+    for task in named:
+        if task not in known:
+            held_out = task in recipe.tasks
+            what = f"The task '{task}' is held out." if held_out else f"There is no task '{task}'.{nearest(task, known)}"
+            yield MultituneError(what, document.where((*key, "tasks")), f"Use some of: {', '.join(known)}.")
+    if not isinstance(step, TrainStep):
+        return
+    if not known:
+        yield MultituneError(
+            "All tasks are held out; there is nothing to train on.", document.where(key), "Give one a train source."
+        )
+    trained = list(named) or list(known)
+    for task in step.training.task_weights:
+        if task not in trained:
+            yield MultituneError(
+                f"There is no task '{task}' in this step.{nearest(task, trained)}",
+                document.where((*key, "training", "task_weights", task)),
+                f"Use some of: {', '.join(trained)}.",
+            )
+    if step.tasks != "each":
+        yield from _caught(lambda: check_names(step.mixture, trained), document, (*key, "mixture"))
+
+
+def _caught(check: Callable[[], Any], document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    """Run a check of another room and yield its error with this file's line."""
+    try:
+        check()
+    except MultituneError as error:
+        yield MultituneError(error.what, f"{document.where(key)} ({error.where})", error.mend)

@@ -1,0 +1,145 @@
+"""The folder of a run: what lies where, whole files only, one run at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multitune.errors import MultituneError
+from multitune.recipes.schema import Recipe
+
+_OWN = ("recipe.yaml", "run.json", "scoreboard.parquet", "report.html", "steps")
+
+
+class RunFolder:
+    """Paths of a run and the few ways in which its files are written.
+
+    Layout: ``recipe.yaml`` (as resolved), ``run.json``, ``scoreboard.parquet``, ``report.html`` and, per node,
+    ``steps/<node>/`` with ``log.jsonl``, ``checkpoints/``, ``model/``, ``artifact.json`` (last), ``predictions/`` and
+    ``scores.json`` (last).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scoreboard = path / "scoreboard.parquet"
+
+    def node(self, name: str) -> Path:
+        """Return the folder of a node; "<model>@score" shares the folder of the model it scores."""
+        return self.path / "steps" / name.removesuffix("@score")
+
+    def prepare(self, recipe: Recipe, command: str, *, fresh: bool) -> None:
+        """Make the folder ready: refuse one that is no run, empty it when ``fresh``, write recipe and facts.
+
+        Raises:
+            MultituneError: the folder holds something else, or cannot be written.
+        """
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
+            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if strangers:
+                raise MultituneError(
+                    f"The folder is no run: it holds {', '.join(sorted(strangers)[:3])}.",
+                    str(self.path),
+                    "Choose another folder with --out.",
+                )
+        if fresh:
+            for name in _OWN:
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        write_whole(self.path / "recipe.yaml", text)
+        write_whole(self.path / "run.json", json.dumps(_facts(recipe, command), indent=2) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            MultituneError: the folder cannot be made or written, or another run holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise MultituneError(
+                f"The run folder cannot be written: {error.strerror}.", str(self.path), "Choose another one with --out."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise MultituneError(
+                    "Another run is writing this folder.", str(self.path), "Wait for it, or choose another --out."
+                ) from error
+            yield
+
+
+def read_finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return what a finished node wrote of itself, None when it is absent, damaged or of other inputs."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("fingerprint") == fingerprint else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or absent.
+
+    Raises:
+        MultituneError: no space, or no right to write.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: OSError, path: Path) -> MultituneError:
+    """Translate an error of the file system into what to do about it."""
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(existing).free / 2**20
+        return MultituneError(
+            f"The disk is full ({free:.0f} MiB free).", str(path), "Free some space and run the same command again."
+        )
+    return MultituneError(
+        f"The file cannot be written: {error.strerror or error}.", str(path), "Make the folder writable."
+    )
+
+
+def _facts(recipe: Recipe, command: str) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "command": command or " ".join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "versions": dict(_versions()),
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in ("multitune", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers"):
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
