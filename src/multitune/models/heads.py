@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multitune.errors import MultituneError
+from multitune.models.location import check_safetensors
 from multitune.tasks.task import Task
 
 Pooling = Literal["mean", "cls"]
@@ -236,6 +237,7 @@ def load_heads(encoder: Any, folder: Path) -> MultiTaskEncoder:
         MultituneError: the files are missing or do not belong together.
     """
     try:
+        check_safetensors(folder / WEIGHTS_FILE)
         described = json.loads((folder / HEADS_FILE).read_text(encoding="utf-8"))
         heads = [Head(entry["task"], entry["kind"], tuple(entry["choices"])) for entry in described["heads"]]
         freeze_pooler(encoder)

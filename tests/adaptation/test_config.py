@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+from pydantic import ValidationError
+
+from multitune.adaptation import METHODS, AdaptationConfig
+from multitune.adaptation.config import FIELDS_FILE, peft_fields
+from multitune.adaptation.fields import as_text, installed_fields
+from multitune.adaptation.methods import NOT_OFFERED
+
+
+def test_a_string_means_the_method_and_full_is_the_default() -> None:
+    assert AdaptationConfig.model_validate("lora").method == "lora"
+    assert AdaptationConfig().method == "full"
+
+
+def test_options_stand_flat_beside_the_method_and_override_its_defaults() -> None:
+    config = AdaptationConfig.model_validate({"method": "lora", "r": 4, "target_modules": ["q_proj"]})
+    assert config.options == {"r": 4, "target_modules": ["q_proj"]}
+    assert config.resolved == {"r": 4, "lora_alpha": 32, "target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "lara"}, "no method 'lara'. Did you mean 'lora'?"),
+        ({"method": "lora", "lora_alfa": 8}, "no option 'lora_alfa'. Did you mean 'lora_alpha'?"),
+        ({"method": "lora", "r": "sixteen"}, "'r' of 'lora' must be integer, not 'sixteen'"),
+        ({"method": "lora", "r": True}, "'r' of 'lora' must be integer, not True"),
+        ({"method": "lora", "bias": "al"}, "'bias' of 'lora' cannot be 'al'. Did you mean 'all'?"),
+        ({"method": "lora", "peft_type": "LORA"}, "no option 'peft_type'"),
+        ({"method": "full", "r": 8}, "Full fine-tuning has no option 'r'"),
+        ({"method": "trainable_tokens"}, "needs the option 'token_indices'"),
+        ({"method": "poly"}, "'poly' is not offered: it needs the task's id"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_nearest(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        AdaptationConfig.model_validate(given)
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ValidationError, match=r"lora_alfa.*ranck"):
+        AdaptationConfig.model_validate({"method": "lora", "lora_alfa": 8, "ranck": 3})
+
+
+@pytest.mark.parametrize("value", [True, "gaussian", "pissa", "pissa_niter_4"])
+def test_choices_of_peft_pass(value: object) -> None:
+    AdaptationConfig(method="lora", init_lora_weights=value)
+
+
+def test_the_fields_file_says_what_the_installed_peft_says() -> None:
+    import peft
+
+    written = files("multitune.adaptation").joinpath(FIELDS_FILE).read_text(encoding="utf-8")
+    if json.loads(written)["peft"] != peft.__version__:
+        pytest.skip(f"peft {peft.__version__} is installed, the file describes {json.loads(written)['peft']}")
+    assert written == as_text(installed_fields())
+
+
+def test_every_method_of_peft_has_an_entry_and_its_defaults_are_options() -> None:
+    assert set(METHODS) == {"full"} | set(peft_fields())
+    assert set(NOT_OFFERED) <= set(METHODS)
+    for method, defaults in METHODS.items():
+        assert set(defaults) <= set(peft_fields().get(method, {})), method
+
+
+def test_checking_a_config_imports_neither_peft_nor_torch() -> None:
+    program = (
+        "import sys; from multitune.adaptation import AdaptationConfig; AdaptationConfig(method='lora', r=8);"
+        "print([name for name in ('peft', 'torch', 'transformers') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
