@@ -8,7 +8,7 @@ name and the seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random
 from typing import Literal
 
@@ -222,10 +222,19 @@ def chat_document(rng: Random, skill: Skill, split: Split = "train") -> Document
     return pieces
 
 
-def document(rng: Random, shots: tuple[int, int] = (2, 8), episodes: float = 0.3) -> Document:
-    """One pretraining document: 60 % few-shot (of these `episodes` with a secret rule), 15 % chat, 25 % zero-shot."""
+def document(
+    rng: Random, shots: tuple[int, int] = (2, 8), episodes: float = 0.3, skills: Sequence[str] = tuple(SKILLS)
+) -> Document:
+    """One pretraining document: 60 % few-shot, 15 % chat, 25 % zero-shot.
+
+    Args:
+        rng: decides everything.
+        shots: fewest and most demonstrations of a few-shot document; an episode has twice as many rows.
+        episodes: the share of few-shot documents whose rule only the rows tell.
+        skills: the keys of `SKILLS` to draw from.
+    """
     kind = rng.random()
-    skill = SKILLS[rng.choice(tuple(SKILLS))]
+    skill = SKILLS[rng.choice(skills)]
     if kind < 0.6:
         count = rng.randint(*shots)
         if rng.random() < episodes:
