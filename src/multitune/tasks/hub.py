@@ -61,10 +61,8 @@ def hub_label_names(source: Source) -> dict[str, list[str]]:
 
 def hub_revision(hub: str, revision: str | None) -> str:
     """The commit that a hub data set is at; the given revision, or "unknown", when the hub cannot be asked."""
-    from huggingface_hub import HfApi
-
     try:
-        return str(HfApi().dataset_info(hub, revision=revision, timeout=10).sha)
+        return _commit(hub, revision)
     except Exception as error:
         known = revision or "unknown"
         logger.warning(
@@ -73,10 +71,19 @@ def hub_revision(hub: str, revision: str | None) -> str:
         return known
 
 
+def _commit(hub: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(hub, revision=revision, timeout=10).sha)
+
+
 def _stream(source: Source) -> Any:
+    # Asked first, because without a network load_dataset tries for half a minute before it says so.
+    commit = _commit(str(source.hub), source.revision)
+
     from datasets import load_dataset
 
-    found = load_dataset(source.hub, source.name, split=source.split, revision=source.revision, streaming=True)
+    found = load_dataset(source.hub, source.name, split=source.split, revision=commit, streaming=True)
     return _one_split(found, None, str(source.hub))
 
 
