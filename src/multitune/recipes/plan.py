@@ -1,0 +1,391 @@
+"""The plan before the bill: what a recipe will read, train and cost, without loading weights.
+
+Rows are counted by streaming through every source; token statistics come from at most SAMPLED rows per task, spread
+evenly over the source by a digest of their ids.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from multitune.recipes.graph import TrainNode, build
+from multitune.recipes.schema import BASE, Recipe
+from multitune.tasks.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from multitune.models.loading import ModelFacts
+    from multitune.tasks.task import Prompted
+
+SAMPLED = 2000
+"""Rows per task that are tokenised for the plan."""
+
+SIMULATED = 200
+"""Optimiser steps whose batches are laid out to find fill and effective shares."""
+
+MOSTLY_UNSEEN, OFTEN_REPEATED = 0.5, 4.0
+"""Warn when less than this share of a task's rows is used, or its rows are seen more often than this on average."""
+
+
+@dataclass(frozen=True)
+class TaskStatistics:
+    """Token statistics of one task's training rows.
+
+    Attributes:
+        task: name.
+        rows: usable rows; exact.
+        bad_rows: rows left out as unusable.
+        lengths, label_counts: tokens and tokens that carry loss of the sampled rows, int [sampled].
+        truncated, dropped: of the sampled rows, those that are cut or left out.
+        sample: one example as (text of a token, whether it carries loss).
+    """
+
+    task: str
+    rows: int
+    bad_rows: int
+    lengths: np.ndarray = field(repr=False)
+    label_counts: np.ndarray = field(repr=False)
+    truncated: int
+    dropped: int
+    sample: list[tuple[str, bool]] = field(repr=False)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether token counts are an estimate from a sample."""
+        return len(self.lengths) + self.dropped < self.rows
+
+
+@dataclass(frozen=True)
+class TaskInPlan:
+    """What one train node will do with one task.
+
+    Attributes:
+        rows, unique_rows, repeats: rows there are, rows that will be seen, mean times each of these is seen.
+        tokens: tokens that will be read, repeats included.
+        loss_share: share of these tokens that carry loss.
+        truncated: rows that are cut to max_length (scaled up when estimated).
+        sampling_share: share of the examples.
+        effective_share: share of the loss that sampling, task weights and normaliser give together.
+    """
+
+    task: str
+    rows: int
+    unique_rows: int
+    repeats: float
+    tokens: int
+    loss_share: float
+    truncated: int
+    dropped: int
+    bad_rows: int
+    estimated: bool
+    sampling_share: float
+    effective_share: float
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What one train node will do.
+
+    Attributes:
+        name, model, method: the node, what it starts from, the adaptation.
+        steps: optimiser steps.
+        fill: share of the positions that hold tokens.
+        parameters, trainable: of the model; trainable is None when only the weights can tell.
+        memory_bytes: forecast of the peak, see ``forecast_memory``.
+        seconds: forecast of the training time on this machine, see ``forecast_seconds``.
+        tasks, warnings: per task, and what deserves a second look.
+    """
+
+    name: str
+    model: str
+    method: str
+    steps: int
+    fill: float
+    parameters: int
+    trainable: int | None
+    memory_bytes: int
+    seconds: float
+    tasks: list[TaskInPlan]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a recipe: one entry per train node, and a sample with its loss mask per task."""
+
+    recipe: str
+    nodes: list[NodePlan]
+    samples: dict[str, list[tuple[str, bool]]]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Compute the plan of a checked recipe.
+
+    Raises:
+        MultituneError: rows that are refused, an empty task, a model that cannot be found.
+    """
+    from multitune.models.pretrained import load_tokenizer, model_facts
+    from multitune.tasks.prompting import resolve
+
+    facts = model_facts(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
+    resolved: dict[str, Task] = {}
+    known: dict[tuple[str, int], TaskStatistics] = {}
+    nodes = []
+    for node in build(recipe):
+        if not isinstance(node, TrainNode):
+            continue
+        length = node.step.training.max_length
+        for name in node.tasks:
+            if name not in resolved:
+                resolved[name] = resolve(recipe.tasks[name], recipe.folder)
+            if (name, length) not in known:
+                known[name, length] = statistics(resolved[name], recipe, tokenizer, facts, length)
+        tasks = [resolved[name] for name in node.tasks]
+        nodes.append(_plan_node(node, recipe, facts, tasks, [known[name, length] for name in node.tasks]))
+    samples = {name: found.sample for (name, _), found in known.items()}
+    return Plan(recipe.name, nodes, samples)
+
+
+def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, max_length: int) -> TaskStatistics:
+    """Count a task's rows by streaming through them and tokenise a sample; constant memory."""
+    import numpy as np
+
+    from multitune.mixing.encoding import encode_all, prompt_affixes
+    from multitune.mixing.truncation import truncate
+    from multitune.tasks.bad_rows import BadRows
+    from multitune.tasks.prompting import prompted_examples
+
+    bad_rows = BadRows(task.on_bad_row)
+    examples = prompted_examples(task, "train", recipe.folder, templates="rotate", bad_rows=bad_rows)
+    rows, sampled = _sample(examples)
+    affixes = prompt_affixes(tokenizer, facts.form)
+    lengths, label_counts, truncated, dropped = [], [], 0, 0
+    sample: list[tuple[str, bool]] = []
+    for ids, labels in encode_all(sampled, tokenizer, facts.form, task.chat):
+        too_long = max(len(ids), len(labels)) > max_length
+        if too_long:
+            ids, labels = truncate(ids, labels, facts.form, max_length, affixes)
+        labelled = sum(label != -100 for label in labels)
+        if facts.form != "encoder" and not labelled:
+            dropped += 1
+            continue
+        truncated += too_long
+        lengths.append(len(ids))
+        label_counts.append(labelled if facts.form != "encoder" else 1)
+        if not sample:
+            sample = _shown(ids, labels, tokenizer, facts.form)
+    return TaskStatistics(
+        task.name, rows, bad_rows.count, np.array(lengths), np.array(label_counts), truncated, dropped, sample
+    )
+
+
+def _sample(examples: Iterator[Prompted]) -> tuple[int, list[Prompted]]:
+    """Return the number of examples and those SAMPLED whose ids have the smallest digests."""
+    rows = 0
+    kept: list[tuple[bytes, int, Prompted]] = []  # a heap of the largest kept digest first, through inversion
+    for prompted in examples:
+        digest = bytes(255 - byte for byte in blake2b(prompted.example.id.encode(), digest_size=8).digest())
+        if len(kept) < SAMPLED:
+            heapq.heappush(kept, (digest, rows, prompted))
+        elif digest > kept[0][0]:
+            heapq.heapreplace(kept, (digest, rows, prompted))
+        rows += 1
+    return rows, [prompted for _, _, prompted in sorted(kept, key=lambda entry: entry[1])]
+
+
+def _shown(ids: Sequence[int], labels: Sequence[int], tokenizer: Any, form: str) -> list[tuple[str, bool]]:
+    if form == "causal":
+        return [(tokenizer.decode([i]), label != -100) for i, label in zip(ids, labels, strict=True)]
+    return [*((tokenizer.decode([i]), False) for i in ids), *((tokenizer.decode([i]), True) for i in labels)]
+
+
+def _plan_node(
+    node: TrainNode, recipe: Recipe, facts: ModelFacts, tasks: Sequence[Task], found: Sequence[TaskStatistics]
+) -> NodePlan:
+    from multitune.adaptation.adapting import trainable_parameters
+
+    config = node.step.training
+    simulation = _simulate(node, recipe, facts, tasks, found)
+    trainable = trainable_parameters(facts, node.step.adapt, tasks if facts.form == "encoder" else ())
+    positions = simulation.positions
+    in_plan = []
+    for i, (statistics_, drawn) in enumerate(zip(found, simulation.mixture, strict=True)):
+        kept = max(1, len(statistics_.lengths))
+        mean_length, mean_labels = statistics_.lengths.mean(), statistics_.label_counts.mean()
+        scale = statistics_.rows / (kept + statistics_.dropped)
+        in_plan.append(
+            TaskInPlan(
+                task=statistics_.task,
+                rows=statistics_.rows,
+                unique_rows=drawn.unique,
+                repeats=drawn.mean_repeats,
+                tokens=round(drawn.draws * mean_length),
+                loss_share=float(mean_labels / mean_length) if facts.form == "causal" else 1.0,
+                truncated=round(statistics_.truncated * scale),
+                dropped=round(statistics_.dropped * scale),
+                bad_rows=statistics_.bad_rows,
+                estimated=statistics_.estimated,
+                sampling_share=drawn.share,
+                effective_share=float(simulation.effective_T[i]),
+            )
+        )
+    return NodePlan(
+        name=node.name,
+        model=recipe.model.name if node.model == BASE else node.model,
+        method=node.step.adapt.method,
+        steps=simulation.steps,
+        fill=simulation.fill,
+        parameters=facts.parameters,
+        trainable=trainable,
+        memory_bytes=forecast_memory(facts, trainable, config.rows_per_forward * config.max_length),
+        seconds=forecast_seconds(facts, trainable, positions),
+        tasks=in_plan,
+        warnings=list(_warnings(in_plan)),
+    )
+
+
+@dataclass(frozen=True)
+class _Simulation:
+    mixture: list[Any]
+    steps: int
+    fill: float
+    positions: int
+    effective_T: np.ndarray
+
+
+def _simulate(
+    node: TrainNode, recipe: Recipe, facts: ModelFacts, tasks: Sequence[Task], found: Sequence[TaskStatistics]
+) -> _Simulation:
+    """Lay out the first SIMULATED steps as training would, with row r of a task as long as its sampled row r mod n."""
+    import numpy as np
+
+    from multitune.mixing.mixture import Mixture
+    from multitune.mixing.packing import plan_groups, plan_packing
+
+    config = node.step.training
+    rows = {s.task: s.rows for s in found}
+    lengths = [s.lengths for s in found]
+    packs = facts.form == "causal" and config.pack != "never"
+    total = examples_drawn(node, rows, [float(length_R.mean()) for length_R in lengths], packs)
+    mixture = Mixture(rows, node.step.mixture, recipe.seed, total=total)
+    seen = min(total, SIMULATED * config.batch_size * (max(1, config.max_length // 16) if packs else 1))
+    draw_N3 = mixture.draw(0, seen)
+    length_N = np.empty(seen, dtype=np.int64)
+    label_N = np.empty(seen, dtype=np.int64)
+    for t, s in enumerate(found):
+        here_N = draw_N3[:, 0] == t
+        place_n = draw_N3[here_N, 1] % len(s.lengths)
+        length_N[here_N], label_N[here_N] = s.lengths[place_n], s.label_counts[place_n]
+    if packs:
+        plan_rows = plan_packing(length_N, config.max_length, recipe.seed)
+        row_of_example = np.repeat(np.arange(len(plan_rows)), np.diff(plan_rows.offsets))
+        order, row_count = plan_rows.examples, len(plan_rows)
+        positions = row_count * config.max_length
+    else:
+        groups = plan_groups(length_N, config.rows_per_forward, recipe.seed)
+        order, row_count = groups.examples, seen
+        row_of_example = np.arange(seen)
+        widths = np.maximum.reduceat(length_N[order], groups.offsets[:-1])
+        positions = int((widths * np.diff(groups.offsets)).sum())
+    step_N = row_of_example // config.batch_size
+    weight_T = np.array([config.task_weights.get(task.name, task.weight) for task in tasks])
+    effective_T = effective_shares(config.aggregation, draw_N3[order, 0], label_N[order], step_N, weight_T)
+    steps = config.steps or math.ceil(row_count / config.batch_size * total / seen)
+    mean_tokens = {s.task: float(s.lengths.mean()) for s in found}
+    whole = int(positions * total / seen) if config.steps is None else int(positions / (row_count / config.batch_size) * steps)
+    return _Simulation(mixture.plan(mean_tokens), steps, float(length_N.sum() / positions), whole, effective_T)
+
+
+def examples_drawn(node: TrainNode, rows: dict[str, int], mean_lengths: Sequence[float], packs: bool) -> int:
+    """Return how many examples a train node draws; with ``steps`` and packing an estimate."""
+    config = node.step.training
+    if config.examples:
+        return config.examples
+    if config.steps:
+        per_row = config.max_length / (sum(mean_lengths) / len(mean_lengths)) if packs else 1
+        return max(1, round(config.steps * config.batch_size * per_row))
+    return math.ceil((config.epochs or 1.0) * sum(rows.values()))
+
+
+def effective_shares(
+    aggregation: str, task_N: np.ndarray, label_N: np.ndarray, step_N: np.ndarray, weight_T: np.ndarray
+) -> np.ndarray:
+    """Return the mean share of each task in the steps' losses, [T]: card 20's cases, by counts per step.
+
+    Args:
+        aggregation: one of the four.
+        task_N: task of every example, in training order.
+        label_N: tokens of it that carry loss.
+        step_N: optimiser step that it falls into.
+        weight_T: task weights.
+    """
+    import numpy as np
+
+    steps, tasks = int(step_N.max()) + 1, len(weight_T)
+    cell_N = step_N * tasks + task_N
+    tokens_ST = np.bincount(cell_N, weights=label_N, minlength=steps * tasks).reshape(steps, tasks)
+    examples_ST = np.bincount(cell_N, minlength=steps * tasks).reshape(steps, tasks).astype(float)
+    by_step_ST = {
+        "token_mean": tokens_ST,
+        "sample_mean": examples_ST,
+        "task_token_mean": weight_T * (examples_ST > 0),
+        "task_sample_mean": weight_T * (examples_ST > 0),
+    }[aggregation]
+    total_S1 = by_step_ST.sum(axis=1, keepdims=True)
+    return (by_step_ST / np.where(total_S1 > 0, total_S1, 1)).mean(axis=0)
+
+
+def forecast_memory(facts: ModelFacts, trainable: int | None, positions: int) -> int:
+    """Forecast peak bytes: weights + 12 per trainable parameter (gradient and two Adam moments in float32) + activations.
+
+    Activations are about 34 bytes per position, layer and unit of width in 16 bits, twice that in float32 (Korthikanti
+    et al., arXiv:2205.05198, equation 2, without the attention matrix).
+    """
+    width = 2 if facts.dtype == "float32" else 1
+    activations = 34 * width * positions * facts.hidden_size * facts.layers
+    return facts.bytes + 12 * (facts.parameters if trainable is None else trainable) + activations
+
+
+def forecast_seconds(facts: ModelFacts, trainable: int | None, positions: int) -> float:
+    """Forecast seconds: 6 operations per parameter and position (4 when the base is frozen) at the measured rate.
+
+    The rate is that of a matrix product of the model's width on the device that would train; real kernels reach
+    perhaps half of it on small models, so take the forecast as the right order of magnitude.
+    """
+    operations = 4 if trainable is not None and trainable < facts.parameters / 2 else 6
+    return operations * facts.parameters * positions / matrix_rate(facts.hidden_size)
+
+
+def matrix_rate(width: int) -> float:
+    """Measure floating-point operations per second of [2048, width] x [width, 4 width] products, for ~50 ms."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    a = torch.ones(2048, width, device=device, dtype=dtype)
+    b = torch.ones(width, 4 * width, device=device, dtype=dtype)
+    a @ b
+    rounds, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 0.05:
+        c = a @ b
+        rounds += 1
+    c[0, 0].item()  # waits for the device
+    return rounds * 2 * 2048 * width * 4 * width / (time.perf_counter() - started)
+
+
+def _warnings(tasks: Sequence[TaskInPlan]) -> Iterator[str]:
+    for task in tasks:
+        if task.unique_rows < MOSTLY_UNSEEN * task.rows:
+            yield f"{task.task}: {task.rows - task.unique_rows:,} of {task.rows:,} rows would never be seen."
+        if task.repeats > OFTEN_REPEATED:
+            yield f"{task.task}: its rows would be seen {task.repeats:.1f} times on average."
+        if task.truncated > 0.05 * task.rows:
+            yield f"{task.task}: {task.truncated:,} of {task.rows:,} rows would be cut to max_length."
