@@ -17,7 +17,7 @@ from multitune.tasks.task import Example, Message, Prompted, Task
 
 TEXT = [
     "the cat sat on the mat and the dog ran after the cat",
-    "one two three four five six seven eight nine ten",
+    "one two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9",
     "User: hello there\nAssistant: hello, how are you?\nSystem: be kind",
     "positive negative neutral offensive not offensive good bad",
 ]

@@ -8,13 +8,13 @@ import multiprocessing
 
 import numpy as np
 import pytest
+from multitune.tasks.prompting import prompted_examples
 
 from multitune.errors import MultituneError
 from multitune.mixing import tokens
 from multitune.mixing.encoding import encode, encode_prompt
 from multitune.mixing.tokens import TokenTable, tokenise, tokenizer_fingerprint
 from multitune.mixing.truncation import truncate, truncate_causal
-from multitune.tasks.prompting import prompted_examples
 
 PAIRS = [{"prompt": f"one two {number}", "target": f"three {number}"} for number in range(25)]
 

@@ -33,7 +33,8 @@ from multitune.mixing.encoding import (
     prompt_affixes,
 )
 from multitune.mixing.truncation import truncate
-from multitune.tasks.prompting import BadRows, prompted_examples
+from multitune.tasks.bad_rows import BadRows
+from multitune.tasks.prompting import prompted_examples
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Form, Prompted, Split, Task
 
@@ -171,8 +172,8 @@ class _TableWriter:
         self.task, self.split, self.tokenizer, self.form = task, split, tokenizer, form
         self.max_length, self.on_overlong = max_length, on_overlong
         self.affixes = prompt_affixes(tokenizer, form)
-        self.bad_rows = BadRows()
-        self.bad_chats = self.rows = self.read = self.truncated = self.dropped = self.overlong = 0
+        self.bad_rows = BadRows(task.on_bad_row)
+        self.rows = self.read = self.truncated = self.dropped = self.overlong = 0
         self.longest: tuple[int, str] = (0, "")
 
     def record_batch(self, prompted: Sequence[Prompted]) -> pa.RecordBatch:
@@ -201,10 +202,10 @@ class _TableWriter:
             try:
                 encoded.append(encode(example, self.tokenizer, self.form, self.task.chat))
                 kept.append(example)
-            except MultituneError:
+            except MultituneError as error:
                 if self.task.on_bad_row == "refuse":
                     raise
-                self.bad_chats += 1
+                self.bad_rows.add(example.example.where, error.what)
         return kept, encoded
 
     def _fitted(self, prompted: Prompted, encoded: Encoded) -> tuple[list[int], list[int], float] | None:
@@ -217,7 +218,7 @@ class _TableWriter:
                 self.dropped += 1
                 return None
             ids, labels = truncate(ids, labels, self.form, self.max_length, self.affixes)
-        if self.form != "encoder" and all(label == IGNORED for label in labels):
+        if self.form != "encoder" and labels.count(IGNORED) == len(labels):
             self.dropped += 1
             return None
         self.truncated += longest > self.max_length
@@ -236,7 +237,7 @@ class _TableWriter:
         if not self.rows:
             raise MultituneError(
                 f"Task '{self.task.name}' has no {self.split} example that can be used: {self.read} were read, "
-                f"{self.dropped} dropped, {self.bad_rows.count + self.bad_chats} bad.",
+                f"{self.dropped} dropped, {self.bad_rows.count} bad.",
                 f"task {self.task.name}",
                 "Look at its source and its templates, and raise max_length if examples were dropped for their length.",
             )
@@ -267,7 +268,7 @@ def _write(
             "rows": writing.rows,
             "truncated": writing.truncated,
             "dropped": writing.dropped,
-            "bad_rows": writing.bad_rows.count + writing.bad_chats,
+            "bad_rows": writing.bad_rows.count,
             "max_length": writing.max_length,
             "fingerprint": fingerprint,
         }
