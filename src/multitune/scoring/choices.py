@@ -152,8 +152,9 @@ def _shared_prompts(
         read = _read_prompts(backbone, [prompts[i] for i in batch])
         row_N, tokens_NL, length_N = _pairs([tables[i] for i in batch])
         # Not log_softmax over [N, V]: with 150 choices a prompt that would be the largest tensor of all.
-        logits_BV = read.logits_BV.float().cpu()
-        total_N = (logits_BV[row_N, tokens_NL[:, 0]] - logits_BV.logsumexp(-1)[row_N]).double().numpy()
+        logits_BV = read.logits_BV.float()
+        rows, first_N = (torch.as_tensor(index, device=logits_BV.device) for index in (row_N, tokens_NL[:, 0]))
+        total_N = (logits_BV[rows, first_N] - logits_BV.logsumexp(-1)[rows]).double().cpu().numpy()
 
         longer = np.flatnonzero(length_N > 1)
         cost = length_N[longer] - 1 + np.ceil(CACHED_TOKEN_COST * read.attention_mask.shape[1]).astype(np.int64)

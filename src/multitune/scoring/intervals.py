@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 1000  # of a mean over examples; enough for two digits of a 95 % bound (Efron & Tibshirani 1993, chapter 19)
-CORPUS_EXAMPLES = 20_000  # examples that all resamples of a corpus metric may read together: BLEU on them takes seconds
+# Examples that all resamples of a corpus metric may read together, so that an interval takes about a second or two.
+NUMBERS, TEXTS = 1_000_000, 20_000
 FEWEST_RESAMPLES = 50
 TAILS = (2.5, 97.5)
 
@@ -42,7 +43,8 @@ def interval_of_corpus_metric(
     generator = np.random.default_rng(seed)
     n = len(references)
     values = []
-    for _ in range(int(np.clip(CORPUS_EXAMPLES // n, FEWEST_RESAMPLES, RESAMPLES))):
+    budget = NUMBERS if isinstance(references[0], int | float) else TEXTS
+    for _ in range(int(np.clip(budget // n, FEWEST_RESAMPLES, RESAMPLES))):
         rows = generator.integers(0, n, n).tolist()
         values.append(score([predictions[i] for i in rows], [references[i] for i in rows]))
     defined = np.array([value for value in values if not np.isnan(value)])
