@@ -39,6 +39,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise MultituneErrors(_schema_errors(error, document)) from None
     if errors := list(_cross_checks(recipe, document)):
         raise MultituneErrors(errors)
+    if (folder / recipe.model.name).is_dir():  # like every path of a recipe, a model's is relative to its folder
+        beside = recipe.model.model_copy(update={"name": str(folder / recipe.model.name)})
+        recipe = recipe.model_copy(update={"model": beside})
     return recipe
 
 
@@ -183,7 +186,7 @@ def _check_task(name: str, task: Task, folder: Path, document: Document) -> Iter
             yield from _caught(lambda s=source: source_files(s, folder), document, (*key, split))
     for role in ("prompt", "target"):
         for text in getattr(task, role):
-            yield from _caught(lambda t=text: compile_template(t), document, (*key, role))
+            yield from _caught(lambda t=text: compile_template(t, f"tasks.{name}"), document, (*key, role))
     for metric_name in task.metrics:
         yield from _caught(lambda m=metric_name: metric(m), document, (*key, "metrics"))
     if len(task.prompt) != len(task.target) and task.target:
@@ -251,4 +254,4 @@ def _caught(check: Callable[[], Any], document: Document, key: KeyPath) -> Itera
     try:
         check()
     except MultituneError as error:
-        yield MultituneError(error.what, f"{document.where(key)} ({error.where})", error.mend)
+        yield MultituneError(error.what, document.where(key), error.mend)

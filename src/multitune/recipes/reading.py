@@ -73,12 +73,13 @@ def _plain(node: yaml.Node, key: KeyPath, document: Document, duplicates: list[M
         return [_plain(child, (*key, i), document, duplicates) for i, child in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
-        loader = yaml.SafeLoader("")
-        loader.flatten_mapping(node)
+        own = {id(name_node) for name_node, _ in node.value}
+        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *anchor` puts the anchor's keys first; own ones override them
+        written: set[str] = set()
         for name_node, child in node.value:
             name = str(name_node.value)
             line = name_node.start_mark.line + 1
-            if name in values:
+            if name in written:
                 duplicates.append(
                     MultituneError(
                         f"The key '{name}' stands twice.",
@@ -87,6 +88,7 @@ def _plain(node: yaml.Node, key: KeyPath, document: Document, duplicates: list[M
                     )
                 )
                 continue
+            written |= {name} if id(name_node) in own else set()
             document.lines[(*key, name)] = line
             values[name] = _plain(child, (*key, name), document, duplicates)
         return values
