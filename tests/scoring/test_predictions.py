@@ -33,6 +33,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_predictions(path, failing())
     assert read_predictions(path) == ROWS
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("line", ['{"id": "a"', "[1, 2]", '{"id": "a", "unknown": 1}'])

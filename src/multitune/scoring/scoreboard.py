@@ -72,8 +72,11 @@ class Scoreboard:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self.rows, schema=_schema()), temporary)
-        os.replace(temporary, path)
+        try:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self.rows, schema=_schema()), temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def to_table(self, before: str, after: Sequence[str], title: str = "") -> Table:
         """Return a printable table: per task and metric the score before, after each step, and the last difference.
