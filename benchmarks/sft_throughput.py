@@ -102,7 +102,7 @@ def shared_arguments(steps: int, folder: str) -> dict[str, Any]:
 
 
 def run_multitune(examples: list, steps: int, folder: str, clock: Clock) -> None:
-    from multitune.mixing.policies import EqualMixture
+    from multitune.mixing.policies import Equal
     from multitune.mixing.tokens import tokenise
     from multitune.models.config import ModelConfig
     from multitune.models.loading import Backbone
@@ -135,7 +135,7 @@ def run_multitune(examples: list, steps: int, folder: str, clock: Clock) -> None
         save_steps=10**6,
     )
     clock.install()
-    training.train(backbone, tables, EqualMixture(), config, Path(folder), seed=0)
+    training.train(backbone, tables, Equal(), config, Path(folder), seed=0)
     log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     clock.losses = [(sum(t["tokens"] for t in line["tasks"].values()), line["loss"]) for line in log]
 
@@ -254,9 +254,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
                 "labelled_tokens_seen": sum(count for count, _ in runs[0]["losses"]),
             }
     ratios = {
-        arm: {
-            key: table["multitune"][key] / table[arm][key] for key in ("per_process_second", "per_wall_second")
-        }
+        arm: {key: table["multitune"][key] / table[arm][key] for key in ("per_process_second", "per_wall_second")}
         for arm in table
         if arm != "multitune"
     }

@@ -34,9 +34,7 @@ class Counts:
     examples_T: Tensor
 
 
-def count(
-    task_N: Tensor, example_N: Tensor, tasks: int, reduce: Callable[[Tensor], Tensor] | None = None
-) -> Counts:
+def count(task_N: Tensor, example_N: Tensor, tasks: int, reduce: Callable[[Tensor], Tensor] | None = None) -> Counts:
     """Count labelled tokens per example and task, and examples per task.
 
     Args:

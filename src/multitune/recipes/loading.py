@@ -91,7 +91,9 @@ def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any
         return _unknown_step(detail["input"], where, str(detail["msg"]))
     if kind == "value_error":
         what = str(detail["ctx"]["error"])
-        return MultituneError(what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else "."), where, "Correct it.")
+        return MultituneError(
+            what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else "."), where, "Correct it."
+        )
     received = detail["input"]
     shown = f"{type(received).__name__} {received!r}" if not isinstance(received, dict | list) else "a mapping or list"
     return MultituneError(f"'{name}' cannot be {shown}.", where, f"{detail['msg']}.")
@@ -103,17 +105,16 @@ def _unknown_step(value: Any, where: str, message: str) -> MultituneError:
         return MultituneError(
             f"Steps of the kind '{do}' are not in this version of multitune.", where, "Use train and score steps."
         )
-    return MultituneError(f"There is no step of the kind '{do}'.{nearest(str(do), ('train', 'score'))}", where, f"{message}.")
+    return MultituneError(
+        f"There is no step of the kind '{do}'.{nearest(str(do), ('train', 'score'))}", where, f"{message}."
+    )
 
 
 def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:
     """Return the part of an error's location that is keys of the file; names of union branches fall out."""
     key: list[str | int] = []
     for i, part in enumerate(location):
-        if isinstance(data, Mapping) and part in data:
-            key.append(part)
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             key.append(part)
             data = data[part]
         elif i == len(location) - 1 and isinstance(data, Mapping) and isinstance(part, str) and part == location[-1]:
@@ -217,7 +218,9 @@ def _check_step(name: str, step: TrainStep | ScoreStep, recipe: Recipe, document
     key: KeyPath = ("steps", name)
     models = {BASE, *(n for n, other in recipe.train_steps() if other.tasks != "each")}
     if name == BASE:
-        yield MultituneError("A step cannot be called base.", document.where(key), "base is the recipe's model; rename it.")
+        yield MultituneError(
+            "A step cannot be called base.", document.where(key), "base is the recipe's model; rename it."
+        )
     if step.model not in models:
         yield MultituneError(
             f"There is no model '{step.model}'.{nearest(step.model, models)}",
@@ -229,7 +232,9 @@ def _check_step(name: str, step: TrainStep | ScoreStep, recipe: Recipe, document
     for task in named:
         if task not in known:
             held_out = task in recipe.tasks
-            what = f"The task '{task}' is held out." if held_out else f"There is no task '{task}'.{nearest(task, known)}"
+            what = (
+                f"The task '{task}' is held out." if held_out else f"There is no task '{task}'.{nearest(task, known)}"
+            )
             yield MultituneError(what, document.where((*key, "tasks")), f"Use some of: {', '.join(known)}.")
     if not isinstance(step, TrainStep):
         return

@@ -300,7 +300,11 @@ def _simulate(
     effective_T = effective_shares(config.aggregation, draw_N3[order, 0], label_N[order], step_N, weight_T)
     steps = config.steps or math.ceil(row_count / config.batch_size * total / seen)
     mean_tokens = {s.task: float(s.lengths.mean()) for s in found}
-    whole = int(positions * total / seen) if config.steps is None else int(positions / (row_count / config.batch_size) * steps)
+    whole = (
+        int(positions * total / seen)
+        if config.steps is None
+        else int(positions / (row_count / config.batch_size) * steps)
+    )
     return _Simulation(mixture.plan(mean_tokens), steps, float(length_N.sum() / positions), whole, effective_T)
 
 

@@ -48,17 +48,17 @@ def read_yaml(path: Path) -> Document:
         raise MultituneError(
             f"There is no file '{path.name}'.{nearest(path.name, beside)}", str(path), "Correct the path."
         )
+    document = Document(path, {})
+    duplicates: list[MultituneError] = []
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        data = _plain(node, (), document, duplicates) if node is not None else None
     except UnicodeDecodeError as error:
         raise MultituneError("The file is not UTF-8 text.", str(path), "Save it as UTF-8.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise MultituneError(f"The file is not YAML: {error.problem}.", where, "Mend the line.") from error
-    document = Document(path, {})
-    duplicates: list[MultituneError] = []
-    data = _plain(node, (), document, duplicates) if node is not None else None
     if duplicates:
         raise MultituneErrors(duplicates)
     if not isinstance(data, dict):

@@ -79,7 +79,7 @@ class Recipe(BaseModel):
     steps: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Step] = Field(
         {"joint": TrainStep()}, description="steps by name; without any, one train step called joint"
     )
-    folder: Path = Field(Path("."), exclude=True, description="what the recipe's paths are relative to; set on loading")
+    folder: Path = Field(Path(), exclude=True, description="what the recipe's paths are relative to; set on loading")
 
     @model_validator(mode="before")
     @classmethod
@@ -87,7 +87,8 @@ class Recipe(BaseModel):
         """Tasks are named by their keys."""
         if isinstance(value, dict) and isinstance(value.get("tasks"), dict):
             tasks = {
-                name: {"name": name, **task} if isinstance(task, dict) else task for name, task in value["tasks"].items()
+                name: {"name": name, **task} if isinstance(task, dict) else task
+                for name, task in value["tasks"].items()
             }
             return {**value, "tasks": tasks}
         return value

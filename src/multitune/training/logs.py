@@ -91,9 +91,7 @@ class LiveView(TrainerCallback):
             self.live = Live(self.progress, console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""
         self.progress.update(self.bar, completed=state.global_step)
 

@@ -56,5 +56,3 @@ class LossModule(nn.Module):
 
     def _vocabulary(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]
-
-

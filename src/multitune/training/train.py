@@ -127,9 +127,7 @@ class StopAtStepEnd(TrainerCallback):
     def __init__(self, request: StopRequest) -> None:
         self.request = request
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask the Trainer to save and stop."""
         if self.request.requested:
             control.should_save = True

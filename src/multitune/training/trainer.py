@@ -205,9 +205,7 @@ class MultiTaskTrainer(Trainer):
         if torch.cuda.is_available():
             states["cuda"] = torch.cuda.get_rng_state()[None]
         if self.args.world_size > 1:
-            states = {
-                name: self.accelerator.gather(state.to(self.args.device)).cpu() for name, state in states.items()
-            }
+            states = {name: self.accelerator.gather(state.to(self.args.device)).cpu() for name, state in states.items()}
         return states
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

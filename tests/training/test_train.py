@@ -1,0 +1,153 @@
+"""The loop: equal values however a step is split, undisturbed weights after a kill, clear ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from multitune.errors import MultituneError
+from multitune.mixing.policies import Proportional
+from multitune.models.config import ModelConfig
+from multitune.models.loading import Backbone
+from multitune.objectives.aggregation import AGGREGATIONS
+from multitune.training import train as training
+from multitune.training.config import TrainingConfig
+from multitune.training.interrupts import Interrupted
+from tests.training.conftest import make_model
+
+SETTINGS = {"steps": 6, "batch_size": 4, "max_length": 32, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2}
+
+
+def run(folder, tables, tokenizer, dropout=0.0, **settings):
+    backbone = Backbone(make_model(dropout), tokenizer, "causal", ModelConfig(name="toy"), ())
+    config = TrainingConfig(**{**SETTINGS, **settings})
+    training.train(backbone, tables, Proportional(), config, folder, seed=0)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return backbone.model.state_dict(), log
+
+
+def assert_same_weights(a, b, tolerance=0.0):
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=tolerance, rtol=0), name
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_accumulation_gives_the_losses_and_weights_of_one_big_batch(tmp_path, tables, tokenizer, aggregation):
+    whole, log = run(tmp_path / "1", tables, tokenizer, aggregation=aggregation, micro_batch_size=4)
+    split, log_split = run(tmp_path / "2", tables, tokenizer, aggregation=aggregation, micro_batch_size=1)
+    assert_same_weights(whole, split, tolerance=2e-5)
+    for one, many in zip(log, log_split, strict=True):
+        assert one["loss"] == pytest.approx(many["loss"], abs=1e-4)
+        for name, task in one["tasks"].items():
+            assert task["tokens"] == many["tasks"][name]["tokens"]
+            assert task["examples"] == many["tasks"][name]["examples"]
+            assert task["loss"] == pytest.approx(many["tasks"][name]["loss"], abs=1e-4)
+
+
+def test_the_logged_tasks_explain_the_logged_loss(tmp_path, tables, tokenizer):
+    _, log = run(tmp_path, tables, tokenizer, aggregation="task_token_mean", pack="never")
+    for line in log:
+        tasks = line["tasks"].values()
+        assert line["loss"] == pytest.approx(sum(task["loss"] for task in tasks) / len(tasks), abs=1e-4)
+        assert sum(task["share"] for task in tasks) == pytest.approx(1.0)
+
+
+def test_all_examples_are_drawn_once_in_one_epoch(tmp_path, tables, tokenizer):
+    _, log = run(tmp_path, tables, tokenizer, steps=None, epochs=1)
+    totals = {name: sum(line["tasks"].get(name, {"examples": 0})["examples"] for line in log) for name in "ab"}
+    assert totals == {"a": 40, "b": 10}
+    tokens = sum(task["tokens"] for line in log for task in line["tasks"].values())
+    assert tokens == sum(int(table.label_counts.sum()) for table in tables)
+
+
+def test_a_killed_run_ends_with_the_weights_and_log_of_an_undisturbed_one(tmp_path, tables, tokenizer):
+    undisturbed, log = run(tmp_path / "1", tables, tokenizer, dropout=0.2)
+    with pytest.raises(Interrupted):
+        with_signal_at(3, run, tmp_path / "2", tables, tokenizer, dropout=0.2)
+    resumed, resumed_log = run(tmp_path / "2", tables, tokenizer, dropout=0.2)
+    assert_same_weights(undisturbed, resumed)
+    assert [line["loss"] for line in log] == [line["loss"] for line in resumed_log]
+
+
+def with_signal_at(step, function, *arguments, **settings):
+    """Call the function and send this process SIGINT after the given optimiser step, as Ctrl-C does."""
+
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    original = training.StopAtStepEnd
+    made = []
+
+    class WithPress(original, Press):
+        def __init__(self, request):
+            original.__init__(self, request)
+            made.append(self)
+
+    training.StopAtStepEnd = WithPress
+    try:
+        return function(*arguments, **settings)
+    finally:
+        training.StopAtStepEnd = original
+
+
+def test_a_crash_between_checkpoints_goes_on_from_the_last_whole_one(tmp_path, tables, tokenizer):
+    undisturbed, _ = run(tmp_path / "1", tables, tokenizer)
+    run(tmp_path / "2", tables, tokenizer)
+    newest = tmp_path / "2" / "checkpoints" / "checkpoint-6"
+    (newest / "weights.safetensors").write_bytes(b"")  # cut short: 4 is the last whole one
+    resumed, log = run(tmp_path / "2", tables, tokenizer)
+    assert_same_weights(undisturbed, resumed)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_nan_loss_stops_names_the_task_and_keeps_the_checkpoint(tmp_path, tables, tokenizer):
+    with pytest.raises(MultituneError, match="not a finite number"):
+        run(tmp_path, tables, tokenizer, learning_rate=1e30, max_grad_norm=0, save_steps=1, optimizer="sgd")
+    whole = list((tmp_path / "checkpoints").glob("checkpoint-*"))
+    assert all((path / "whole.json").exists() for path in whole)
+
+
+def test_weights_for_an_unknown_task_are_refused_with_the_nearest(tmp_path, tables, tokenizer):
+    with pytest.raises(MultituneError, match="no task 'aa'"):
+        run(tmp_path, tables, tokenizer, task_weights={"aa": 2.0})
+
+
+def test_a_task_of_weight_zero_gives_no_gradient(tmp_path, tables, tokenizer):
+    only_b, _ = run(tmp_path / "1", tables, tokenizer, task_weights={"a": 0.0}, steps=1, warmup=0.0)
+    words_of_a = slice(2, 22)  # embedding rows of the targets of a; prompts share p-u
+    head = make_model().state_dict()["lm_head.weight"]
+    assert not torch.equal(only_b["lm_head.weight"], head)
+    assert torch.equal(
+        only_b["model.embed_tokens.weight"][words_of_a],
+        make_model().state_dict()["model.embed_tokens.weight"][words_of_a],
+    )
+
+
+def test_nothing_to_train_is_refused(tmp_path, tables, tokenizer):
+    backbone = Backbone(make_model().requires_grad_(False), tokenizer, "causal", ModelConfig(name="toy"), ())
+    with pytest.raises(MultituneError, match="Nothing of the model trains"):
+        training.train(backbone, tables, Proportional(), TrainingConfig(**SETTINGS), tmp_path, seed=0)
+
+
+def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(tmp_path, tables, tokenizer, monkeypatch):
+    from multitune.training import checkpoints
+
+    save, calls = checkpoints.save_file, []
+
+    def fill_up(tensors, path):
+        calls.append(path)
+        if len(calls) > 3:  # the first checkpoint's three tensor files fit
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", fill_up)
+    with pytest.raises(MultituneError, match="disk is full"):
+        run(tmp_path, tables, tokenizer)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
