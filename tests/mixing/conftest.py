@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from multitune.mixing.tokens import TokenTable
+from multitune.tasks.prompting import resolve
 from multitune.tasks.task import Example, Message, Prompted, Task
 
 TEXT = [
@@ -112,10 +113,10 @@ def toy_task(tmp_path: Path) -> Callable[..., Task]:
 
     def make(name: str, rows: list[dict[str, Any]], **settings: Any) -> Task:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        from multitune.tasks.prompting import resolve
-
         source = {"path": f"{name}.jsonl"}
-        return resolve(Task(**{"name": name, "train": source, "test": source, **settings}), tmp_path)
+        return resolve(
+            Task(**{"name": name, "train": source, "test": source, "kind": "generate", **settings}), tmp_path
+        )
 
     return make
 

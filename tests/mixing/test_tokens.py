@@ -8,15 +8,15 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from multitune.tasks.prompting import prompted_examples
 
 from multitune.errors import MultituneError
 from multitune.mixing import tokens
 from multitune.mixing.encoding import encode, encode_prompt
 from multitune.mixing.tokens import TokenTable, tokenise, tokenizer_fingerprint
 from multitune.mixing.truncation import truncate, truncate_causal
+from multitune.tasks.prompting import prompted_examples
 
-PAIRS = [{"prompt": f"one two {number}", "target": f"three {number}"} for number in range(25)]
+PAIRS = [{"prompt": f"one two {number}", "completion": f"three {number}"} for number in range(25)]
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def test_a_table_holds_every_example_as_encoded(toy_task, table_of, tmp_path, gp
 
 
 def test_more_rows_than_one_record_batch(toy_task, table_of, gpt):
-    rows = [{"prompt": "cat", "target": "dog " * (number % 5)} for number in range(2 * tokens._BATCH + 7)]
+    rows = [{"prompt": "cat", "completion": "dog " * (1 + number % 5)} for number in range(2 * tokens._BATCH + 7)]
     table = table_of(toy_task("many", rows))
     picked = [2 * tokens._BATCH + 6, 0, tokens._BATCH, tokens._BATCH - 1, 3]
     for index, ids in zip(picked, table.slices("input_ids", picked), strict=True):
-        assert gpt.decode(ids).removesuffix("<|im_end|>").split() == ["cat"] + ["dog"] * (index % 5)
+        assert gpt.decode(ids).removesuffix("<|im_end|>").split() == ["cat"] + ["dog"] * (1 + index % 5)
 
 
 def test_labels_of_an_encoder_are_values(toy_task, table_of, bert):
@@ -86,8 +86,8 @@ def test_a_second_call_reads_no_example(toy_task, table_of, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda make, tokenizer: make("pairs", [*PAIRS, {"prompt": "a", "target": "b"}]),
-        lambda make, tokenizer: make("pairs", PAIRS, prompt="say {{ prompt }}", target="{{ target }}"),
+        lambda make, tokenizer: make("pairs", [*PAIRS, {"prompt": "a", "completion": "b"}]),
+        lambda make, tokenizer: make("pairs", PAIRS, prompt="say {{ prompt }}", target="{{ completion }}"),
         lambda make, tokenizer: make("pairs", PAIRS, chat="never"),
         lambda make, tokenizer: {"max_length": 63},
         lambda make, tokenizer: {"on_overlong": "drop"},
@@ -128,7 +128,9 @@ def test_what_does_not_make_the_tokens_is_not_in_the_key(toy_task, table_of, gpt
 
 
 def long_rows(count):
-    return [{"prompt": "one two three", "target": "four"}] * 3 + [{"prompt": "cat " * 50, "target": "sat"}] * count
+    return [{"prompt": "one two three", "completion": "four"}] * 3 + [
+        {"prompt": "cat " * 50, "completion": "sat"}
+    ] * count
 
 
 def test_overlong_examples_are_truncated_and_counted(toy_task, table_of, gpt):

@@ -204,7 +204,7 @@ def _check(tables: Sequence[TokenTable], mixture: Mixture, form: Form, pack: boo
         if longest > row_length:
             raise MultituneError(
                 f"Task '{table.task}' has an example of {longest} tokens; a row holds {row_length}.",
-                f"task {table.task}",
+                f"tasks.{table.task}",
                 "Tokenise with a max_length of at most the row length.",
             )
 

@@ -166,7 +166,7 @@ def _check_rows(config: MixtureConfig, rows: np.ndarray, names: Sequence[str]) -
     for name, n in zip(names, rows, strict=True):
         if n < 1:
             raise MultituneError(
-                f"Task '{name}' has no rows to train on.", f"task {name}", "Give it rows, or take it out of the step."
+                f"Task '{name}' has no rows to train on.", f"tasks.{name}", "Give it rows, or take it out of the step."
             )
 
 

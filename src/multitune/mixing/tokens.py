@@ -34,7 +34,7 @@ from multitune.mixing.encoding import (
 )
 from multitune.mixing.truncation import truncate
 from multitune.tasks.bad_rows import BadRows
-from multitune.tasks.prompting import prompted_examples
+from multitune.tasks.prompting import is_resolved, prompted_examples, resolve
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Form, Prompted, Split, Task
 
@@ -133,7 +133,7 @@ def tokenise(
     temporary file, and the first whole one, or an equal one, ends up in the cache.
 
     Args:
-        task: the task.
+        task: the task; what it leaves open is settled first.
         split: which of its sources; training rotates over the templates, the others use the first.
         tokenizer: a transformers tokenizer.
         form: what sort of backbone reads the tokens.
@@ -149,6 +149,8 @@ def tokenise(
     """
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, not {max_length}")
+    if not is_resolved(task):
+        task = resolve(task, folder)
     _check_kind(task, form)
     fingerprint = _fingerprint(task, split, tokenizer, form, folder, max_length, on_overlong)
     path = cache / f"{task.name}-{split}-{fingerprint[:20]}.arrow"
@@ -172,7 +174,7 @@ class _TableWriter:
         self.task, self.split, self.tokenizer, self.form = task, split, tokenizer, form
         self.max_length, self.on_overlong = max_length, on_overlong
         self.affixes = prompt_affixes(tokenizer, form)
-        self.bad_rows = BadRows(task.on_bad_row)
+        self.bad_rows = BadRows()
         self.rows = self.read = self.truncated = self.dropped = self.overlong = 0
         self.longest: tuple[int, str] = (0, "")
 
@@ -231,14 +233,14 @@ class _TableWriter:
             raise MultituneError(
                 f"{self.overlong} of {self.read} examples of task '{self.task.name}' ({self.split}) are longer than "
                 f"{self.max_length} tokens; the longest has {length} ({where}).",
-                f"task {self.task.name}",
+                f"tasks.{self.task.name}",
                 f"Raise max_length to {length}, or set on_overlong to truncate or drop.",
             )
         if not self.rows:
             raise MultituneError(
                 f"Task '{self.task.name}' has no {self.split} example that can be used: {self.read} were read, "
                 f"{self.dropped} dropped, {self.bad_rows.count} bad.",
-                f"task {self.task.name}",
+                f"tasks.{self.task.name}",
                 "Look at its source and its templates, and raise max_length if examples were dropped for their length.",
             )
 
@@ -286,7 +288,7 @@ def _examples(task: Task, split: Split, folder: Path, bad_rows: BadRows) -> Iter
     except OSError as error:  # told here, so that it is not taken for trouble with writing
         raise MultituneError(
             f"The {split} data of task '{task.name}' cannot be read: {error.strerror or error}.",
-            f"task {task.name}, {error.filename or folder}",
+            f"tasks.{task.name}, {error.filename or folder}",
             "Check the path, the permissions and that the file is whole.",
         ) from error
 
@@ -295,7 +297,7 @@ def _check_kind(task: Task, form: Form) -> None:
     if form == "encoder" and task.kind not in ("label", "regress"):
         raise MultituneError(
             f"An encoder has one head per task and cannot learn a task of kind '{task.kind}'.",
-            f"task {task.name}",
+            f"tasks.{task.name}",
             "Use kind label or regress, or a model that generates text.",
         )
 
@@ -331,7 +333,7 @@ def _fingerprint(
     source = task.source(split)
     if source is None:
         raise MultituneError(
-            f"Task '{task.name}' has no {split} data.", f"task {task.name}", f"Give it a source under '{split}'."
+            f"Task '{task.name}' has no {split} data.", f"tasks.{task.name}", f"Give it a source under '{split}'."
         )
     if source.fraction is not None:
         source = task.train  # which of its rows is decided by their ids and by the fractions, which are in the task
