@@ -20,6 +20,7 @@ from multitune.errors import MultituneError
 from multitune.tasks.bad_rows import BadRow
 
 Row = tuple[str, dict[str, Any] | BadRow]
+Reader = Callable[[Path], Iterator[Row]]
 
 _LARGEST_FIELD = 16 * 2**20
 """Characters of a CSV field. The limit stops a quote that is never closed from reading the rest of the file."""
@@ -27,13 +28,13 @@ _LARGEST_FIELD = 16 * 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def format_of(path: Path) -> str | None:
-    """The suffix of a format that can be read (".jsonl" for "a.jsonl.gz"), or None."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] == ".gz":
-        suffix = suffixes[0] if len(suffixes) == 2 else ""
-        return suffix if suffix in READERS and suffix != ".parquet" else None
-    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+def reader_of(path: Path) -> Reader | None:
+    """The reader of a file by its suffix (that before ".gz"), or None where the format is not known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        reader = READERS.get("".join(suffixes[-2:-1]))
+        return None if reader is read_parquet else reader
+    return READERS.get("".join(suffixes[-1:]))
 
 
 def read_file(path: Path) -> Iterator[Row]:
@@ -42,13 +43,20 @@ def read_file(path: Path) -> Iterator[Row]:
     Raises:
         MultituneError: the format is unknown, or the file cannot be read as a whole (rights, damage, no header).
     """
-    suffix = format_of(path)
-    if suffix is None:
-        raise MultituneError(
-            f"The format of {path.name} is not known.", str(path), f"Name it by one of {', '.join(READERS)}."
-        )
+    reader = reader_of(path)
+    if reader is None:
+        raise unknown_format(path)
     with _readable(path):
-        yield from READERS[suffix](path)
+        yield from reader(path)
+
+
+def unknown_format(path: Path) -> MultituneError:
+    """The error for a file whose suffix says nothing."""
+    return MultituneError(
+        f"The format of '{path.name}' is not known.",
+        str(path),
+        f"Name it by one of {', '.join(READERS)}; the text formats also with .gz behind.",
+    )
 
 
 @contextmanager
@@ -225,7 +233,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         ) from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Reader] = {
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,

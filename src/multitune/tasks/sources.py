@@ -13,7 +13,7 @@ from typing import Any
 
 from multitune.errors import MultituneError, nearest
 from multitune.tasks.bad_rows import BadRow, BadRows
-from multitune.tasks.files import READERS, Row, format_of, read_file
+from multitune.tasks.files import READERS, Row, read_file, reader_of, unknown_format
 from multitune.tasks.generators import generator_code, read_generator
 from multitune.tasks.hub import hub_label_names, hub_revision, read_hub, read_saved, saved_files, saved_label_names
 from multitune.tasks.task import Example, Source
@@ -141,24 +141,21 @@ def _files_in(path: Path, written: str) -> list[Path]:
     """The readable files of a folder and its folders, by their path there; hidden ones are left alone."""
     inside = sorted((file.relative_to(path) for file in path.rglob("*") if file.is_file()), key=Path.as_posix)
     visible = [file for file in inside if not any(part.startswith((".", "_")) for part in file.parts)]
-    known = [file for file in visible if format_of(file)]
+    known = [file for file in visible if reader_of(file)]
     if not known:
         raise MultituneError(
             f"The folder '{written}' holds no file that can be read.",
             str(path),
             f"Known formats: {', '.join(READERS)}.",
         )
-    if others := [file.as_posix() for file in visible if not format_of(file)]:
+    if others := [file.as_posix() for file in visible if not reader_of(file)]:
         logger.info("%s: %d files are not data and are left alone: %s", written, len(others), ", ".join(others[:5]))
     return [path / file for file in known]
 
 
 def _known(path: Path) -> Path:
-    if format_of(path) is None:
-        hint = " Its last part must stay in front of .gz." if path.suffix == ".gz" else ""
-        raise MultituneError(
-            f"The format of '{path.name}' is not known.", str(path), f"Name it by one of {', '.join(READERS)}.{hint}"
-        )
+    if reader_of(path) is None:
+        raise unknown_format(path)
     return path
 
 

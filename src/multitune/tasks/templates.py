@@ -130,7 +130,7 @@ def environment() -> ImmutableSandboxedEnvironment:
                 return obj[attribute]
             return super().getattr(obj, attribute)
 
-        def call(self, context: Any, function: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+        def call(self, context: Any, function: Any, *arguments: Any, **options: Any) -> Any:
             """Call a text method or `range`; anything else is out of reach."""
             if not isinstance(function, Undefined):  # calling what is missing says that it is missing
                 name = getattr(function, "__name__", type(function).__name__)
@@ -285,7 +285,7 @@ def _invalid(text: str, where: str, reason: str) -> MultituneError:
 
 def _out_of_reach(where: str, reason: str) -> MultituneError:
     return MultituneError(
-        f"The template reaches for what templates may not reach: {reason}.",
+        f"The template reaches for what templates may not reach: {reason.rstrip('.')}.",
         where,
         "Use only the fields of the row, filters and text methods.",
     )
