@@ -58,9 +58,9 @@ assistant. `<|endoftext|>` ends an answer; no token is added in front of a text.
 
 ## How it was made
 
-All training text is written by `multitune.tasks.synthetic`: 60 % few-shot documents (a third of them under a rule that
-only the demonstrations tell), 25 % one instruction and its answer, 15 % conversations. No text of others was used.
-Rows of test inputs, one in ten by digest, were never trained on, nor was any of the held-out skills.
+All training text is written by `multitune.tasks.synthetic`: half of the documents few-shot (a third of them under a
+rule that only the demonstrations tell), 35 % one instruction and its answer, 15 % conversations. No text of others was
+used. Inputs of the test split, one in ten by digest, were never trained on, nor was any of the held-out skills.
 
     python -m multitune.models.tiny.pretrain --minutes {facts["minutes"]:g} --seed {facts["seed"]} --out DIR
 
@@ -93,8 +93,8 @@ def write_card(
 {_making(model, facts)}
 ## What it can do
 
-Accuracy is the share of answers that greedy decoding writes exactly, end included; loss is in nats per token of the
-answer. {rows} test rows per skill, the weights as shipped, in float32.
+Accuracy is the share of answers that greedy decoding writes exactly before it ends the document or the line; loss is in
+nats per token of the answer. {rows} test rows per skill, the weights as shipped, in float32.
 
 ### Skills of pretraining
 

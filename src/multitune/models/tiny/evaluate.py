@@ -29,7 +29,7 @@ EPISODE_SHOTS = 16
 class SkillScore:
     """What a model gives on one skill."""
 
-    exact: int  # answers whose every token, end included, is the most probable one: what greedy decoding writes
+    exact: int  # answers that greedy decoding writes, followed by the end token or a new line
     documents: int
     loss_sum: float  # nats, over the tokens of the answers
     tokens: int
@@ -49,7 +49,11 @@ class SkillScore:
 def score_documents(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document], batch_size: int = 32
 ) -> SkillScore:
-    """Score the last answer of each document, given all that stands before it."""
+    """Score the last answer of each document, given all that stands before it.
+
+    Where demonstrations stand before it, whether a document ends is a matter of taste: a new line counts as an end.
+    """
+    new_line = tokenizer.convert_tokens_to_ids("Ċ")
     encoded = sorted((last_answer(tokenizer, pieces) for pieces in documents), key=lambda pair: len(pair[0]))
     exact, loss_sum, tokens = 0, 0.0, 0
     for start in range(0, len(encoded), batch_size):
@@ -64,7 +68,9 @@ def score_documents(
         asked = targets != -100
         loss_sum += float(cross_entropy(logits[asked], targets[asked], reduction="sum"))
         tokens += int(asked.sum())
-        exact += int(((logits.argmax(-1) == targets) | ~asked).all(1).sum())
+        greedy = logits.argmax(-1)
+        ended = (targets == tokenizer.eos_token_id) & (greedy == new_line)
+        exact += int(((greedy == targets) | ended | ~asked).all(1).sum())
     return SkillScore(exact, len(encoded), loss_sum, tokens)
 
 

@@ -51,7 +51,7 @@ ALL = tuple(SKILLS)
 STAGES = (
     Stage(0.08, 16, 128, 5, 0.3, LOOKING_BACK),
     Stage(0.2, 16, 128, 5, 0.4, ALL),
-    Stage(0.8, 16, 256, 8, 0.35, ALL),
+    Stage(0.55, 8, 256, 8, 0.35, ALL),
     Stage(1.01, 8, 512, 16, 0.35, ALL),
 )
 PROCESSES = 2

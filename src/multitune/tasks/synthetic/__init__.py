@@ -187,10 +187,14 @@ def _shot_text(rows: list[Row], rng: Random, format: int | None = None) -> Docum
 
 
 def few_shot_document(rng: Random, skill: Skill, shots: int, split: Split = "train") -> Document:
-    """`shots` solved rows of one skill in one surface format, with or without the instruction on top."""
+    """`shots` solved rows of one skill in one surface format, with or without the instruction on top.
+
+    The blank line after the instruction tells that demonstrations follow: without it, a lone question that looks like
+    the first demonstration would leave open whether its answer is the end.
+    """
     rows = [draw(skill, rng, split) for _ in range(shots)]
     pieces = _shot_text(rows, rng)
-    return [(f"{rows[0]['instruction']}\n", False), *pieces] if rng.random() < 0.5 else pieces
+    return [(f"{rows[0]['instruction']}\n\n", False), *pieces] if rng.random() < 0.5 else pieces
 
 
 def episode_document(rng: Random, episode: Episode, shots: int) -> Document:
@@ -225,7 +229,7 @@ def chat_document(rng: Random, skill: Skill, split: Split = "train") -> Document
 def document(
     rng: Random, shots: tuple[int, int] = (2, 8), episodes: float = 0.3, skills: Sequence[str] = tuple(SKILLS)
 ) -> Document:
-    """One pretraining document: 60 % few-shot, 15 % chat, 25 % zero-shot.
+    """One pretraining document: half of them few-shot, 15 % chat, 35 % zero-shot.
 
     Args:
         rng: decides everything.
@@ -235,11 +239,11 @@ def document(
     """
     kind = rng.random()
     skill = SKILLS[rng.choice(skills)]
-    if kind < 0.6:
+    if kind < 0.5:
         count = rng.randint(*shots)
         if rng.random() < episodes:
             return episode_document(rng, EPISODES[rng.choice(tuple(EPISODES))], 2 * count)
         return few_shot_document(rng, skill, count)
-    if kind < 0.75:
+    if kind < 0.65:
         return chat_document(rng, skill)
     return zero_shot_document(rng, skill)
