@@ -32,7 +32,9 @@ from multitune.models.packed import check_packing, packing_route
 from multitune.tasks.task import Task
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21 asks for it
+    pytest.mark.filterwarnings(
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    ),  # peft 0.21 asks for it
     pytest.mark.filterwarnings("ignore::UserWarning"),  # peft's advice
 ]
 
@@ -148,23 +150,6 @@ def test_encoders_keep_their_heads_and_both_train(
     assert (tmp_path / "out" / "adapter_config.json").exists() != merged
 
 
-def test_x_lora_mixes_adapters_that_were_saved_before(make_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    folder, experts = make_folder("llama"), {}
-    for seed in (1, 2):
-        expert = adapted(folder, "lora", r=2)
-        torch.manual_seed(seed)
-        for parameter in expert.model.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.1)
-        save_backbone(expert, tmp_path / f"expert{seed}", merged=False)
-        experts[f"expert{seed}"] = str(tmp_path / f"expert{seed}")
-    backbone = adapted(folder, "xlora", adapters=experts, xlora_depth=1)
-    assert hidden_route(backbone.model) == "captured"
-    batch = {"input_ids": CAUSAL_IDS, "position_ids": torch.arange(4)[None], "example_ids": torch.zeros(1, 4).long()}
-    split = head_logits(backbone.model, hidden_states(backbone.model, batch))
-    torch.testing.assert_close(split, causal_logits(backbone.model), atol=1e-5, rtol=1e-5)
-
-
 def test_a_trained_language_head_is_used(make_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = make_folder("llama")
     for options in ({"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}):
@@ -195,6 +180,16 @@ def test_an_adapter_finds_its_base_from_any_folder(
     torch.testing.assert_close(causal_logits(load_saved(tmp_path / "out").model), causal_logits(backbone.model))
     (tmp_path / "out" / "multitune.json").unlink()  # as peft alone would have written it
     torch.testing.assert_close(causal_logits(load_saved(tmp_path / "out").model), causal_logits(backbone.model))
+
+
+def test_an_adapter_of_another_base_is_told(make_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    save_backbone(adapted(make_folder("llama"), "lora"), tmp_path / "out", merged=False)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**IDS, **WIDE | {"hidden_size": 64}, num_key_value_heads=2)).save_pretrained(
+        tmp_path / "llama"
+    )
+    with pytest.raises(MultituneError, match="does not fit its base"):
+        load_saved(tmp_path / "out")
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "bert", "gpt2"])

@@ -36,6 +36,7 @@ def test_options_stand_flat_beside_the_method_and_override_its_defaults() -> Non
         ({"method": "lora", "peft_type": "LORA"}, "no option 'peft_type'"),
         ({"method": "full", "r": 8}, "Full fine-tuning has no option 'r'"),
         ({"method": "trainable_tokens"}, "needs the option 'token_indices'"),
+        ({"method": "xlora"}, "'xlora' is not offered: peft 0.21 writes"),
         ({"method": "poly"}, "'poly' is not offered: it needs the task's id"),
     ],
 )

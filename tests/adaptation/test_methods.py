@@ -49,7 +49,7 @@ UNMERGEABLE = {
     "prompt_tuning",
     "shadow",
 }
-TUNERS = sorted(set(METHODS) - {"full", "xlora"} - set(NOT_OFFERED))
+TUNERS = sorted(set(METHODS) - {"full"} - set(NOT_OFFERED))
 
 
 class Tokens:

@@ -66,8 +66,8 @@ WIDTHS["cohere"] = WIDTHS["llama"] | {"logit_scale": 0.3}
 WIDTHS["granite"] = WIDTHS["llama"] | {"logits_scaling": 4.0}
 WIDTHS["gemma2"] = WIDTHS["llama"] | {"final_logit_softcapping": 0.5}
 WIDTHS["recurrent_gemma"] = WIDTHS["llama"] | {"lru_width": 32}
-WIDTHS |= {family: WIDTHS["llama"] for family in ("qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi3", "olmo2")}
-WIDTHS |= {family: WIDTHS["t5"] for family in ("mt5", "umt5", "longt5")}
+WIDTHS |= dict.fromkeys(("qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi3", "olmo2"), WIDTHS["llama"])
+WIDTHS |= dict.fromkeys(("mt5", "umt5", "longt5"), WIDTHS["t5"])
 SEQUENCE_TO_SEQUENCE = {"t5", "mt5", "umt5", "longt5", "bart"}
 
 

@@ -136,7 +136,7 @@ def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, s
             f"adapt.method: {config.method}",
             "Name target_modules that the model has, or choose lora.",
         )
-    return adapted
+    return adapted.train(base.training)  # peft's new modules would otherwise drop out in an evaluation
 
 
 def _peft_config(base: Any, form: Form, config: AdaptationConfig, steps: int | None) -> Any:
@@ -157,9 +157,6 @@ def _defaults_from_model(base: Any, form: Form, method: str, steps: int | None) 
         return {"total_step": total, "tinit": total // 10, "tfinal": total // 2}
     if method == "adaption_prompt":
         return {"adapter_layers": max(1, text.num_hidden_layers - 2)}  # 30 of 32 layers in the paper
-    if method == "xlora":
-        base.config.use_cache = False  # peft asks for it: the experts' weights depend on the whole input
-        return {"hidden_size": text.hidden_size}
     if form == "encoder" and "exclude_modules" in peft_fields()[method] and getattr(base, "pooler", None) is not None:
         return {"exclude_modules": r".*pooler.*"}  # it takes no part in the loss
     return {}

@@ -68,12 +68,12 @@ METHODS: dict[str, Mapping[str, Any]] = {
 REQUIRED: dict[str, tuple[str, ...]] = {
     "cpt": ("cpt_token_ids",),
     "trainable_tokens": ("token_indices",),
-    "xlora": ("adapters",),
 }
 """Options without which a method has no meaning, and for which no default could be right."""
 
 NOT_OFFERED: dict[str, str] = {
     "multitask_prompt_tuning": "it needs the task's id at inference, which held-out tasks do not have",
     "poly": "it needs the task's id at inference, which held-out tasks do not have",
+    "xlora": "peft 0.21 writes an adapter file without the weights that it trains",
 }
 """Methods that peft offers and that are refused, with the reason."""

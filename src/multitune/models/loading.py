@@ -115,10 +115,7 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
         config = ModelConfig(name=str(folder), form=described.get("form"))
     backbone = load_pretrained(config, device)
     if adapter:
-        from peft import PeftModel
-
-        with peft_warnings_logged():
-            backbone.model = PeftModel.from_pretrained(backbone.model, str(folder))
+        backbone.model = _with_adapter(backbone.model, folder)
     if (folder / HEADS_FILE).is_file():
         backbone.model = load_heads(backbone.model, folder)
         backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
@@ -150,6 +147,20 @@ def merged_model(backbone: Backbone) -> Any:
         method = adapted.active_peft_config.peft_type.value.lower()
         raise MultituneError(
             f"An adapter of type {method} cannot be added into the weights.", "export: merged", "Set export: adapter."
+        ) from error
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        with peft_warnings_logged():
+            return PeftModel.from_pretrained(model, str(folder))
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise MultituneError(
+            f"The adapter does not fit its base: {str(error).strip().splitlines()[0]}",
+            str(folder),
+            "Check that base_model_name_or_path in adapter_config.json is the model it was trained on.",
         ) from error
 
 
