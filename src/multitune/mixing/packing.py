@@ -65,7 +65,7 @@ def plan_packing(lengths: np.ndarray, capacity: int, seed: int, window: int = WI
 
     Rows with an eighth or more of their space free when a window ends stay open for the next one, and only for that
     one, so that no example is held back for long; the last window empties everything. (Measured on lengths uniform in
-    10..512, S = 512, windows of 1024: rows 98.9 % full, 98.3 % without; a larger share than an eighth gains nothing.)
+    10..512, S = 512, windows of 1024: rows 98.9 % full; 98.3 % if only half-empty ones stay, 98.9 % if all do.)
     The rows of a window are shuffled, because best fit correlates a row's place with the lengths in it.
 
     Args:
