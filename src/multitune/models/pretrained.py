@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,10 @@ def load_pretrained(config: ModelConfig, device: str = "auto", seed: int = 0) ->
         how["attn_implementation"] = config.attn_implementation
     if config.quantize is not None:
         how |= {"quantization_config": quantization(config, dtype, place), "device_map": {"": place}}
+    if config.name in PACKAGED and location != config.name:
+        logger.info("%s is read from the installed package %s", config.name, PACKAGED[config.name])
+    if place.type != "cuda" and config.dtype in ("bfloat16", "float16"):
+        logger.info("%s is cast to float32: %s is very slow on a CPU", config.name, config.dtype)
     tokenizer = load_tokenizer(config)
     with _told_in_our_words(config), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -186,23 +191,19 @@ def load_pretrained(config: ModelConfig, device: str = "auto", seed: int = 0) ->
 
 
 def chosen_device(device: str) -> torch.device:
-    """Return the device asked for; ``auto`` is the first GPU, or the CPU."""
+    """Return the device asked for; ``auto`` is the GPU of this process (LOCAL_RANK), or the CPU if there is none."""
     if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
 
 
 def chosen_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Return the dtype of the weights: float32 on a CPU, whatever is asked for; bfloat16 by default on a GPU."""
-    if device.type == "cuda":
-        if config.dtype == "auto":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
-    if config.dtype in ("bfloat16", "float16"):
-        logger.info("%s is cast to float32: %s is very slow on a CPU", config.name, config.dtype)
-    else:
-        logger.info("%s: weights in float32, as always on a CPU", config.name)
-    return torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    if config.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
 
 
 def quantization(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
