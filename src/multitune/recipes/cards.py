@@ -26,7 +26,8 @@ def model_card(recipe: Recipe, node: TrainNode, facts: Mapping[str, Any], rows: 
         "tags": ["multitune", "multi-task", node.step.adapt.method],
     }
     tasks = "\n".join(f"| {name} | {facts['rows'][name]:,} |" for name in node.tasks)
-    recipe_text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    # what the user wrote, defaults left out; exclude_defaults would drop a policy or method that equals its default
+    recipe_text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}: {node.name}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 
 from multitune.errors import MultituneError
 from multitune.recipes.schema import BASE, Recipe, ScoreStep, TrainStep
@@ -71,15 +70,25 @@ def _train_nodes(name: str, step: TrainStep, recipe: Recipe) -> list[TrainNode]:
 
 def _order(reads: Mapping[str, str]) -> list[str]:
     """Return step names, each after the step whose model it reads, otherwise as the recipe lists them."""
-    sorter: TopologicalSorter[str] = TopologicalSorter()
-    for name, model in reads.items():
-        sorter.add(name, *([model] if model in reads else []))
-    try:
-        return list(sorter.static_order())
-    except CycleError as error:
-        cycle = " -> ".join(reversed(error.args[1]))
-        raise MultituneError(
-            f"The steps {cycle} wait for one another.",
-            f"steps.{error.args[1][0]}.model",
-            "Let one of them start from base.",
-        ) from error
+    order: list[str] = []
+    waiting = list(reads)
+    while waiting:
+        ready = next((name for name in waiting if reads[name] not in waiting), None)
+        if ready is None:
+            raise _cycle(reads, waiting[0])
+        waiting.remove(ready)
+        order.append(ready)
+    return order
+
+
+def _cycle(reads: Mapping[str, str], step: str) -> MultituneError:
+    """Follow the steps from one that can never start until one of them comes again."""
+    path = [step]
+    while path[-1] not in path[:-1]:
+        path.append(reads[path[-1]])
+    cycle = path[path.index(path[-1]) :]
+    return MultituneError(
+        f"The steps {' -> '.join(cycle)} wait for one another.",
+        f"steps.{cycle[0]}.model",
+        "Let one of them start from base.",
+    )
