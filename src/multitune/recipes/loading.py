@@ -89,11 +89,16 @@ def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any
         return MultituneError(f"The key '{detail['loc'][-1]}' is missing.", where, f"Add {detail['loc'][-1]}.")
     if kind == "unknown_step":
         return _unknown_step(detail["input"], where, str(detail["msg"]))
+    if kind == "union_tag_invalid":
+        tag, key_of_tag = detail["ctx"]["tag"], detail["ctx"]["discriminator"].strip("'")
+        expected = detail["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return MultituneError(
+            f"There is no {key_of_tag} '{tag}'.{nearest(tag, expected)}", where, f"Use one of: {', '.join(expected)}."
+        )
     if kind == "value_error":
         what = str(detail["ctx"]["error"])
-        return MultituneError(
-            what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else "."), where, "Correct it."
-        )
+        sentence = what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else ".")
+        return MultituneError(sentence, where, "Correct it.")
     received = detail["input"]
     shown = f"{type(received).__name__} {received!r}" if not isinstance(received, dict | list) else "a mapping or list"
     return MultituneError(f"'{name}' cannot be {shown}.", where, f"{detail['msg']}.")
@@ -114,7 +119,9 @@ def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:
     """Return the part of an error's location that is keys of the file; names of union branches fall out."""
     key: list[str | int] = []
     for i, part in enumerate(location):
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+        if (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
             key.append(part)
             data = data[part]
         elif i == len(location) - 1 and isinstance(data, Mapping) and isinstance(part, str) and part == location[-1]:
@@ -172,6 +179,8 @@ def _cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError
         yield from _check_task(name, task, recipe.folder, document)
     for name, step in recipe.steps.items():
         yield from _check_step(name, step, recipe, document)
+    if BASE in recipe.steps:
+        return
     try:
         build(recipe)
     except MultituneError as error:

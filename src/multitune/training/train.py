@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from multitune.adaptation.adapting import allocate_ranks
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.batches import TrainingBatches
 from multitune.mixing.mixture import Mixture
@@ -108,7 +109,7 @@ def train(
             task_weights_T=_task_weights(config, names),
             log=show,
             fingerprint=fingerprint,
-            callbacks=[stopper, view],
+            callbacks=[stopper, RankAllocation(backbone.model), view],
         )
         _remove_default_printers(trainer)
         try:
@@ -132,6 +133,19 @@ class StopAtStepEnd(TrainerCallback):
         if self.request.requested:
             control.should_save = True
             control.should_training_stop = True
+
+
+class RankAllocation(TrainerCallback):
+    """Lets AdaLoRA move its ranks between layers after every optimiser step; does nothing to other models."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs while the step's gradients are still there, which the allocation needs."""
+        allocate_ranks(self.model, state.global_step)
 
 
 def make_batches(

@@ -1,0 +1,31 @@
+"""Which nodes a recipe has, and in which order."""
+
+from __future__ import annotations
+
+from multitune.recipes.graph import ScoreNode, build
+from multitune.recipes.loading import load_recipe
+
+
+def names(recipe, write):
+    return [node.name for node in build(load_recipe(write(recipe)))]
+
+
+def test_the_base_and_every_model_are_scored_right_when_they_stand(recipe, write):
+    recipe["steps"] = {"second": {"model": "first"}, "first": {}}
+    assert names(recipe, write) == ["base@score", "first", "first@score", "second", "second@score"]
+
+
+def test_each_makes_one_arm_per_training_task_scored_on_its_own(recipe, write):
+    recipe["steps"] = {"alone": {"tasks": "each"}}
+    nodes = build(load_recipe(write(recipe)))
+    assert [n.name for n in nodes] == ["base@score", "alone.sign", "alone.sign@score", "alone.echo", "alone.echo@score"]
+    assert nodes[2].tasks == ("sign",)
+
+
+def test_scoring_can_be_switched_off_and_asked_for(recipe, write):
+    recipe["score"] = False
+    recipe["steps"]["again"] = {"do": "score", "model": "joint", "rows": 2, "tasks": ["mark"]}
+    nodes = build(load_recipe(write(recipe)))
+    assert [n.name for n in nodes] == ["joint", "again"]
+    assert isinstance(nodes[1], ScoreNode)
+    assert (nodes[1].model, nodes[1].tasks, nodes[1].config.rows) == ("joint", ("mark",), 2)

@@ -1,0 +1,117 @@
+"""Every mistake in a recipe is told at once, with line, key, nearest word and mend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from multitune.errors import MultituneError, MultituneErrors
+from multitune.recipes.loading import load_recipe
+
+
+def mistakes(path, *overrides):
+    with pytest.raises(MultituneErrors) as error:
+        load_recipe(path, overrides)
+    return error.value.errors
+
+
+def test_a_whole_recipe_loads(recipe, write):
+    loaded = load_recipe(write(recipe), ["seed=3", "steps.joint.training.learning_rate=0.5"])
+    assert loaded.seed == 3
+    assert loaded.steps["joint"].training.learning_rate == 0.5
+    assert loaded.training_tasks == ("sign", "echo")
+
+
+def test_without_steps_there_is_one_train_step(recipe, write):
+    del recipe["steps"]
+    assert list(load_recipe(write(recipe)).steps) == ["joint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "key"),
+    [
+        (lambda r: r.update(sed=1), "no key 'sed' here. Did you mean 'seed'", "sed"),
+        (lambda r: r["tasks"]["sign"].update(kindd="label"), "'kindd' here. Did you mean 'kind'", "tasks.sign.kindd"),
+        (lambda r: r["tasks"]["sign"].update(kind="labels"), "'kind' cannot be str 'labels'", "tasks.sign.kind"),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(learning_rte=1),
+            "Did you mean 'learning_rate'",
+            "learning_rte",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(batch_size="big"),
+            "'batch_size' cannot be str",
+            "batch_size",
+        ),
+        (lambda r: r["steps"]["joint"]["adapt"].update(lora_alfa=1), "Did you mean 'lora_alpha'", "adapt"),
+        (lambda r: r["steps"]["joint"].update(adapt="prompt_tunin"), "Did you mean 'prompt_tuning'", "adapt"),
+        (lambda r: r["steps"]["joint"].update(mixture={"policy": "equals"}), "Did you mean 'equal'", "mixture"),
+        (lambda r: r["steps"]["joint"].update(do="merge"), "not in this version", "steps.joint"),
+        (lambda r: r["steps"]["joint"].update(do="trian"), "Did you mean 'train'", "steps.joint"),
+        (lambda r: r["steps"]["joint"].update(model="bse"), "no model 'bse'. Did you mean 'base'", "steps.joint.model"),
+        (
+            lambda r: r["steps"]["joint"].update(tasks=["sing"]),
+            "no task 'sing'. Did you mean 'sign'",
+            "steps.joint.tasks",
+        ),
+        (lambda r: r["steps"]["joint"].update(tasks=["mark"]), "'mark' is held out", "steps.joint.tasks"),
+        (lambda r: r["tasks"]["sign"].update(train="data/sign/trian.jsonl"), "train.jsonl", "sign.train"),
+        (lambda r: r["tasks"]["sign"].update(prompt="{{ text"), "template", "tasks.sign.prompt"),
+        (lambda r: r["tasks"]["sign"].update(prompt="{{ text.__class__ }}"), "reach", "tasks.sign.prompt"),
+        (lambda r: r["tasks"]["sign"].update(metrics=["acuracy"]), "Did you mean 'accuracy'", "tasks.sign.metrics"),
+        (lambda r: r["tasks"]["mark"].pop("test"), "nothing to be scored on", "tasks.mark"),
+        (lambda r: r["tasks"]["echo"].pop("train"), "has no train source", "tasks.echo"),
+        (lambda r: r["steps"].update(base={}), "cannot be called base", "steps.base"),
+        (lambda r: r["steps"]["joint"]["training"].update(task_weights={"ech": 1}), "Did you mean 'echo'", "ech"),
+        (lambda r: r["steps"].update(b={"model": "c"}, c={"model": "b"}), "wait for one another", "steps"),
+        (lambda r: r.pop("model"), "'model' is missing", "recipe.yaml"),
+    ],
+)
+def test_one_mistake_is_told_with_key_and_mend(recipe, write, change, what, key):
+    change(recipe)
+    (error,) = mistakes(write(recipe))
+    assert what in error.what + error.mend
+    assert key in error.where
+    assert "recipe.yaml" in error.where
+    assert error.mend
+
+
+def test_all_mistakes_are_told_at_once_with_their_lines(recipe, write):
+    recipe["sed"] = 1
+    recipe["tasks"]["sign"]["kindd"] = "label"
+    recipe["steps"]["joint"]["training"]["batch_size"] = "big"
+    path = write(recipe)
+    lines = path.read_text().splitlines()
+    found = mistakes(path)
+    assert len(found) == 3
+    for error, word in zip(sorted(found, key=lambda e: e.what), ("batch_size", "kindd", "sed"), strict=True):
+        number = next(i for i, line in enumerate(lines, 1) if line.strip().startswith(word))
+        assert f"recipe.yaml:{number}," in error.where
+
+
+def test_checking_loads_nothing_heavy(recipe, write):
+    path = write(recipe)
+    code = (
+        "import sys; from multitune.recipes.loading import load_recipe; "
+        f"load_recipe({str(path)!r}); "
+        "print([m for m in ('torch', 'transformers', 'datasets', 'peft', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_suite_file_may_hold_the_tasks(recipe, write, data):
+    import yaml
+
+    (data / "suites").mkdir()
+    tasks = {"echo": {"train": "../data/echo/train.jsonl", "test": "../data/echo/test.jsonl"}}
+    (data / "suites" / "suite.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    recipe["tasks"] = "suites/suite.yaml"
+    assert load_recipe(write(recipe)).tasks["echo"].train.path == "suites/../data/echo/train.jsonl"
+
+
+def test_a_missing_recipe_is_told(tmp_path):
+    with pytest.raises(MultituneError, match="no file"):
+        load_recipe(tmp_path / "absent.yaml")
