@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.loading import load_backbone, load_saved, load_tokenizer, model_facts, save_backbone
-from multitune.models.pretrained import inferred_form
+from multitune.models.pretrained import hub_is_reachable, inferred_form
 from multitune.tasks.task import Task
 
 TASKS = (
@@ -103,11 +103,13 @@ def test_a_tokenizer_of_another_model_is_found(
 
 
 def test_a_hub_id_that_cannot_be_reached_says_how_to_give_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub_is_reachable.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     for ask in (model_facts, load_tokenizer, load_backbone):
         with pytest.raises(MultituneError, match="the hub cannot be reached") as caught:
             ask(ModelConfig(name="some-org/some-model"))
         assert "path" in caught.value.mend
+    hub_is_reachable.cache_clear()
 
 
 def test_a_config_that_transformers_does_not_know(make_folder: Callable[..., Path]) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -246,7 +250,31 @@ def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.revision is not None:
         arguments["revision"] = config.revision
+    if resolve(config) == config.name and not hub_is_reachable():
+        arguments["local_files_only"] = True
     return arguments
+
+
+@cache
+def hub_is_reachable() -> bool:
+    """Tell whether the hub's host can be connected to; behind a proxy it is taken for granted.
+
+    Without a network the hub's client asks each file of a model six times, for half a minute, before it looks into its
+    cache or gives up.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies().get(address.scheme):
+        return True
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _agree_on_tokens(model: Any, tokenizer: Any, config: ModelConfig) -> None:
@@ -294,7 +322,16 @@ def _told_in_our_words(config: ModelConfig) -> Iterator[None]:
 
 
 def _unreachable(error: BaseException, text: str) -> bool:
-    unreachable = ("couldn't connect", "offline mode", "Connection", "Max retries", "LocalEntryNotFound", "resolve")
+    unreachable = (
+        "couldn't connect",
+        "offline mode",
+        "cached files",
+        "local_files_only",
+        "Connection",
+        "Max retries",
+        "LocalEntryNotFound",
+        "resolve",
+    )
     return isinstance(error, OSError) and any(words in text for words in unreachable)
 
 
