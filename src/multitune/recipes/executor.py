@@ -208,7 +208,7 @@ class _Executor:
         tasks = self.tasks(names)
         backbone = self._backbone(node.model, tasks)
         if backbone.form == "encoder":
-            tasks = _with_heads(backbone, tasks)
+            tasks = with_heads(backbone, tasks)
         logger.info("scoring %s on %d tasks", node.model, len(tasks))
         scores = score_tasks(
             backbone, tasks, self.recipe.folder, node.config, seed=self.recipe.seed, progress=self.progress
@@ -242,7 +242,7 @@ def _is_whole(model: Path) -> bool:
     return True
 
 
-def _with_heads(backbone: Backbone, tasks: list[Task]) -> list[Task]:
+def with_heads(backbone: Backbone, tasks: list[Task]) -> list[Task]:
     """Keep the tasks for which an encoder has a head; it cannot answer others."""
     heads = {head.task for head in backbone.model.heads}
     if missing := [task.name for task in tasks if task.name not in heads]:

@@ -36,7 +36,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate({**document.data, "folder": folder})
     except ValidationError as error:
-        raise MultituneErrors(_schema_errors(error, document)) from None
+        raise schema_errors(error, document) from None
     if errors := list(_cross_checks(recipe, document)):
         raise MultituneErrors(errors)
     if (folder / recipe.model.name).is_dir():  # like every path of a recipe, a model's is relative to its folder
@@ -69,11 +69,19 @@ def _include_suite(document: Document) -> None:
 # -- the schema's errors, in the reader's words ----------------------------------------------------------------------
 
 
-def _schema_errors(error: ValidationError, document: Document) -> list[MultituneError]:
+def schema_errors(error: ValidationError, document: Document, below: KeyPath = ()) -> MultituneErrors:
+    """Translate what pydantic found into our words, with file, line and nearest keys.
+
+    Args:
+        error: as raised when (a part of) the document was validated.
+        document: the file.
+        below: key path of the validated part.
+    """
     schema = json_schema()
-    errors = [_translate(dict(detail), document, schema) for detail in error.errors()]
+    details = [{**detail, "loc": (*below, *detail["loc"])} for detail in error.errors()]
+    errors = [_translate(detail, document, schema) for detail in details]
     unique = {(e.what, e.where): e for e in errors}  # branches of a union repeat themselves
-    return list(unique.values())
+    return MultituneErrors(unique.values())
 
 
 def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any]) -> MultituneError:

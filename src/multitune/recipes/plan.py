@@ -163,7 +163,7 @@ def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, ma
     from multitune.tasks.bad_rows import BadRows
     from multitune.tasks.prompting import prompted_examples
 
-    bad_rows = BadRows(task.on_bad_row)
+    bad_rows = BadRows()
     examples = prompted_examples(task, "train", recipe.folder, templates="rotate", bad_rows=bad_rows)
     rows, sampled = _sample(examples)
     affixes = prompt_affixes(tokenizer, facts.form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,32 @@ from multitune.errors import MultituneError, MultituneErrors, nearest
 
 KeyPath = tuple[str | int, ...]
 
+MOST_VALUES = 200_000
+"""Values that one file may hold: anchors that repeat anchors can stand for more than any memory holds."""
+
+SHORTHAND = {"model": "name", "adapt": "method", "train": "path", "validation": "path", "test": "path"}
+"""Keys whose value may be a plain string, and the key that the string stands for."""
+
+
+class SafeYaml12(yaml.SafeLoader):
+    """YAML 1.2's plain values: `no`, `on` and 12:30 are text, and 5e-4 is a number (PyYAML reads YAML 1.1)."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+
+
+for _tag, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+    ),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", "<<", "<"),
+):
+    SafeYaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
 
 @dataclass
 class Document:
@@ -20,17 +47,21 @@ class Document:
     Attributes:
         path: the file.
         data: what it says.
-        lines: line (from 1) of every key path; an overridden key keeps none.
+        lines: line (from 1) of every key path.
+        assigned: the override that set a key path.
     """
 
     path: Path
     data: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
+    assigned: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, key: KeyPath) -> str:
-        """Return "recipe.yaml:12, tasks.a.kind"; the line is that of the nearest key above when it has none."""
+        """Return "recipe.yaml:12, tasks.a.kind", or the override; a key without one has the nearest above it."""
         name = ".".join(map(str, key))
         for length in range(len(key), 0, -1):
+            if assignment := self.assigned.get(key[:length]):
+                return f"--set {assignment}, {name}"
             if line := self.lines.get(key[:length]):
                 return f"{self.path}:{line}, {name}"
         return f"{self.path}, {name}" if name else str(self.path)
@@ -51,7 +82,7 @@ def read_yaml(path: Path) -> Document:
     document = Document(path, {})
     duplicates: list[MultituneError] = []
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=SafeYaml12)
         data = _plain(node, (), document, duplicates) if node is not None else None
     except UnicodeDecodeError as error:
         raise MultituneError("The file is not UTF-8 text.", str(path), "Save it as UTF-8.") from error
@@ -59,6 +90,13 @@ def read_yaml(path: Path) -> Document:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise MultituneError(f"The file is not YAML: {error.problem}.", where, "Mend the line.") from error
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise MultituneError(f"The file is not YAML: {reason}.", str(path), "Remove what is no text.") from error
+    except RecursionError as error:
+        raise MultituneError(
+            "An anchor of the file contains itself.", str(path), "Write out what the alias stands for."
+        ) from error
     if duplicates:
         raise MultituneErrors(duplicates)
     if not isinstance(data, dict):
@@ -69,15 +107,19 @@ def read_yaml(path: Path) -> Document:
 
 def _plain(node: yaml.Node, key: KeyPath, document: Document, duplicates: list[MultituneError]) -> Any:
     document.lines.setdefault(key, node.start_mark.line + 1)
+    if len(document.lines) > MOST_VALUES:
+        raise MultituneError(
+            f"The file holds more than {MOST_VALUES} values.", str(document.path), "Keep data in data files."
+        )
     if isinstance(node, yaml.SequenceNode):
         return [_plain(child, (*key, i), document, duplicates) for i, child in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         own = {id(name_node) for name_node, _ in node.value}
-        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *anchor` puts the anchor's keys first; own ones override them
+        SafeYaml12("").flatten_mapping(node)  # `<<: *anchor` puts the anchor's keys first; own ones override them
         written: set[str] = set()
         for name_node, child in node.value:
-            name = str(name_node.value)
+            name = str(name_node.value)  # keys are text, also where they look like numbers
             line = name_node.start_mark.line + 1
             if name in written:
                 duplicates.append(
@@ -92,16 +134,18 @@ def _plain(node: yaml.Node, key: KeyPath, document: Document, duplicates: list[M
             document.lines[(*key, name)] = line
             values[name] = _plain(child, (*key, name), document, duplicates)
         return values
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+    return SafeYaml12("").construct_object(node, deep=True)
 
 
 def override(document: Document, assignments: list[str]) -> None:
     """Apply ``key.path=value`` assignments in order; values are YAML, list items are named by their number.
 
-    Keys that a mapping does not hold yet are added; whether they are allowed is for the schema to say.
+    Keys that a mapping does not hold yet are added; whether they are allowed is for the schema to say. Tasks and steps
+    are not added by one of their keys: a misspelt name would train something new without a word.
 
     Raises:
-        MultituneErrors: an assignment without "=", through something that is no mapping, or past a list's end.
+        MultituneErrors: an assignment without "=", through something that is no mapping, into an unknown task or step,
+            or past a list's end.
     """
     errors = []
     for assignment in assignments:
@@ -112,7 +156,9 @@ def override(document: Document, assignments: list[str]) -> None:
             )
             continue
         try:
-            _assign(document, name, yaml.safe_load(text))
+            keys = _keys(name, document.data)
+            _assign(document.data, keys, yaml.load(text, Loader=SafeYaml12), name)
+            document.assigned[keys] = assignment
         except yaml.YAMLError:
             errors.append(MultituneError(f"'{text}' is not YAML.", f"--set {assignment}", "Quote the value."))
         except MultituneError as error:
@@ -121,30 +167,49 @@ def override(document: Document, assignments: list[str]) -> None:
         raise MultituneErrors(errors)
 
 
-def _assign(document: Document, name: str, value: Any) -> None:
-    keys = name.split(".")
-    place: Any = document.data
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(place, list):
-            if not key.isdigit() or int(key) >= len(place):
+def _keys(name: str, data: Any) -> KeyPath:
+    """Split "tasks.v1.5.kind" at its dots, but not inside a key that the data hold ("v1.5"); items become numbers."""
+    parts = name.split(".")
+    keys: list[str | int] = []
+    while parts:
+        held = [n for n in range(len(parts), 0, -1) if isinstance(data, dict) and ".".join(parts[:n]) in data]
+        taken = held[0] if held else 1
+        key: str | int = ".".join(parts[:taken])
+        if isinstance(data, list):
+            if not str(key).isdigit() or int(key) >= len(data):
                 raise MultituneError(
-                    f"'{'.'.join(keys[:depth])}' is a list of {len(place)}; '{key}' is none of its items.",
+                    f"'{'.'.join(map(str, keys))}' is a list of {len(data)}; '{key}' is none of its items.",
                     f"--set {name}",
-                    f"Use a number from 0 to {len(place) - 1}.",
+                    f"Use a number from 0 to {len(data) - 1}." if data else "Set the list itself.",
                 )
-            index: Any = int(key)
-        elif isinstance(place, dict):
-            index = key
-            if not last and not isinstance(place.get(key), dict | list):
-                # a shorthand such as `model: tiny` or `train: a.jsonl` gives way to the mapping it stands for
-                short = {"model": "name", "adapt": "method"}.get(key, "path")
-                place[key] = {} if place.get(key) is None else {short: place[key]}
+            key = int(key)
+            data = data[key]
         else:
+            data = data.get(key) if isinstance(data, dict) else None
+        keys.append(key)
+        parts = parts[taken:]
+    return tuple(keys)
+
+
+def _assign(data: dict[str, Any], keys: KeyPath, value: Any, name: str) -> None:
+    place: Any = data
+    key: Any
+    for depth, key in enumerate(keys[:-1]):
+        below = place.get(key) if isinstance(place, dict) else place[key]
+        if below is None and depth == 1 and keys[0] in ("tasks", "steps") and place:
             raise MultituneError(
-                f"'{'.'.join(keys[:depth])}' is a single value, not a mapping.", f"--set {name}", "Set that key itself."
+                f"There is no '{key}' in {keys[0]}.{nearest(str(key), place)}",
+                f"--set {name}",
+                f"Name one of: {', '.join(place)}.",
             )
-        if last:
-            place[index] = value
-        else:
-            place = place[index]
+        if not isinstance(below, dict | list):
+            if below is not None and key not in SHORTHAND:
+                raise MultituneError(
+                    f"'{'.'.join(map(str, keys[: depth + 1]))}' is a single value, not a mapping.",
+                    f"--set {name}",
+                    "Set that key itself.",
+                )
+            below = {} if below is None else {SHORTHAND[str(key)]: below}
+            place[key] = below
+        place = below
+    place[keys[-1]] = value

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from multitune.adaptation.adapting import allocate_ranks
+from multitune.adaptation.adapting import allocate_ranks, schedule_ranks
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.batches import TrainingBatches
 from multitune.mixing.mixture import Mixture
@@ -141,10 +141,16 @@ class RankAllocation(TrainerCallback):
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fit the schedule to the run."""
+        schedule_ranks(self.model, state.max_steps)
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Runs while the step's gradients are still there, which the allocation needs."""
+        """Run while the step's gradients are still there, which the allocation needs."""
         allocate_ranks(self.model, state.global_step)
 
 

@@ -1,0 +1,93 @@
+"""How a command ends: exit codes, and errors told to people on stderr or to programs as JSON on stdout."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from multitune.errors import MultituneError, MultituneErrors
+
+# The class of every usage error (missing argument, unknown option); typer exports only its child BadParameter, and
+# keeps the parent in click or in its own copy of click, depending on the version.
+UsageError = typer.BadParameter.__mro__[1]
+
+MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def told(command: Callable[[], Any], *, json: bool, debug: bool) -> int:
+    """Return the exit code of a command after telling any failure to whoever asked.
+
+    Args:
+        command: runs the verb; its integer result, if any, is the exit code of an early exit.
+        json: tell failures as {"error": {...}} on stdout instead of sentences on stderr.
+        debug: show the traceback too.
+    """
+    tell = tell_programs if json else tell_people
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except MultituneError as error:
+        return tell(mistakes(error), MISTAKE, debug)
+    except UsageError as error:
+        return tell([mistake_in_usage(error)], MISTAKE, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return tell([{"what": "Interrupted.", "where": "", "mend": HOW_TO_RESUME}], INTERRUPTED, debug)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe left; Python would complain about stdout once more at exit
+        return FAILURE
+    except Exception as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        hint = "This is a bug or a broken installation: run the command again with --debug and report the traceback."
+        return tell([{"what": what, "where": "", "mend": hint}], FAILURE, debug)
+
+
+HOW_TO_RESUME = (
+    "Finished steps and checkpoints are kept: give the same command again (without --fresh) to go on from there."
+)
+
+
+def mistakes(error: MultituneError) -> list[dict[str, str]]:
+    """Return every mistake that an error carries, as mappings with what, where and mend."""
+    errors = error.errors if isinstance(error, MultituneErrors) else [error]
+    return [{"what": each.what, "where": str(each.where), "mend": each.mend} for each in errors]
+
+
+def mistake_in_usage(error: Any) -> dict[str, str]:
+    """Return a usage error of the command line in the form of all other mistakes."""
+    path = error.ctx.command_path if error.ctx is not None else "multitune"
+    return {"what": error.format_message(), "where": path, "mend": f"See `{path} --help`."}
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, or "" when it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def tell_people(found: list[dict[str, str]], code: int, debug: bool) -> int:
+    """Print mistakes to stderr and return the exit code."""
+    if debug:
+        traceback.print_exc()
+    for mistake in found:
+        head = "" if code == INTERRUPTED else "error: "
+        print(f"{head}{mistake['what']}", file=sys.stderr)
+        if mistake["where"]:
+            print(f"  where: {mistake['where']}", file=sys.stderr)
+        print(f"  mend:  {mistake['mend']}", file=sys.stderr)
+    if len(found) > 1:
+        print(f"{len(found)} mistakes found.", file=sys.stderr)
+    return code
+
+
+def tell_programs(found: list[dict[str, str]], code: int, debug: bool) -> int:
+    """Print mistakes to stdout as one JSON object and return the exit code."""
+    if debug:
+        traceback.print_exc()
+    print(json_format.dumps({"error": {**found[0], "code": code, "all": found}}, indent=2, ensure_ascii=False))
+    return code

@@ -1,0 +1,43 @@
+"""`multitune init`: look at data files and write a commented recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Data files or folders, one task each.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the recipe is written.")] = Path("recipe.yaml"),
+    json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
+) -> None:
+    """Look at data files and write a commented recipe that trains on them."""
+    from multitune.cli.output import answer_json, speak
+    from multitune.errors import MultituneError
+    from multitune.recipes.init import draft_recipe
+
+    speak()
+    if out.exists():
+        raise MultituneError(
+            f"{out} exists already and a recipe is never written over.",
+            str(out),
+            "Choose another name with --out, or move the file away.",
+        )
+    text = draft_recipe(files, out)
+    write_whole(out, text)
+    if json:
+        answer_json({"recipe": out, "text": text})
+    else:
+        typer.echo(f"Wrote {out}. Look it over, then:\n  multitune check {out}\n  multitune run {out}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under a temporary name beside its place, then rename it there."""
+    import os
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,80 @@
+"""Where a verb writes: the answer to stdout, everything said along the way to stderr through one rich console."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Libraries read these once, when they are first imported; what the user has set wins.
+QUIET_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@cache
+def stderr_console() -> Console:
+    """Return the one console on stderr, shared by logs and progress."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def speak(debug: bool = False) -> None:
+    """Send multitune's log to the console on stderr and keep other libraries quiet."""
+    from rich.logging import RichHandler
+
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    if not debug:
+        warnings.filterwarnings("ignore", module=r"(?!multitune)")
+    logger = logging.getLogger("multitune")
+    if not logger.handlers:
+        logger.addHandler(
+            RichHandler(console=stderr_console(), show_time=False, show_path=False, show_level=False, markup=False)
+        )
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def answer_json(value: Any) -> None:
+    """Print one value to stdout as JSON; numbers that JSON lacks (NaN, infinities) become null."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON knows it: dataclasses and models as mappings, arrays as lists, NaN as None."""
+    import dataclasses
+    import math
+
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (str, int)) or value is None:
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    import numpy
+    from pydantic import BaseModel
+
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if isinstance(value, numpy.ndarray | numpy.generic):
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form")

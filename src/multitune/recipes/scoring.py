@@ -1,0 +1,87 @@
+"""Scores one model on the tasks of a file, outside any recipe."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from multitune.errors import MultituneError
+from multitune.recipes.executor import with_heads
+from multitune.recipes.loading import schema_errors
+from multitune.recipes.reading import read_yaml
+from multitune.scoring.score import ScoreConfig, TaskScore, scored_split
+from multitune.tasks.task import Task
+
+if TYPE_CHECKING:
+    from multitune.models.loading import Backbone
+
+logger = logging.getLogger("multitune.recipes")
+
+
+def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, seed: int) -> list[TaskScore]:
+    """Return the scores of a model on every task of a file that has test or validation rows.
+
+    Args:
+        model: folder of a whole model or adapter, hub id, or the name of the embedded base.
+        file: a recipe or suite file; only its tasks are read.
+        out: receives ``scoreboard.parquet`` and ``predictions/``; None keeps nothing.
+        rows: at most so many examples per task.
+        seed: of the intervals' resampling.
+
+    Raises:
+        MultituneError: the file, a task, the data or the model is not as it should be.
+    """
+    from multitune.scoring.score import save_predictions, score_tasks
+    from multitune.scoring.scoreboard import Scoreboard, score_rows
+    from multitune.tasks.prompting import resolve
+
+    folder = file.resolve().parent
+    config = ScoreConfig(rows=rows)
+    tasks = [task for task in _tasks(file) if scored_split(task, config.split)]
+    if not tasks:
+        raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
+    resolved = [resolve(task, folder) for task in tasks]
+    backbone = _backbone(model, resolved, seed)
+    if backbone.form == "encoder":
+        resolved = with_heads(backbone, resolved)
+    scores = score_tasks(backbone, resolved, folder, config, seed=seed)
+    if out is not None:
+        save_predictions(scores, out / "predictions")
+        board = Scoreboard.load(out / "scoreboard.parquet")
+        board.append(score_rows(scores, run=file.stem, step="score", model=model, seed=seed))
+        board.save(out / "scoreboard.parquet")
+    return scores
+
+
+def _tasks(file: Path) -> list[Task]:
+    document = read_yaml(file)
+    tasks: Any = document.data.get("tasks")
+    if isinstance(tasks, str):
+        return _tasks(file.parent / tasks)
+    if not isinstance(tasks, dict):
+        raise MultituneError("The file has no tasks.", str(file), "Write tasks: {name: {...}}.")
+    found = []
+    for name, task in tasks.items():
+        try:
+            found.append(Task.model_validate({"name": name, **(task or {})}))
+        except ValidationError as error:
+            raise schema_errors(error, document, ("tasks", name)) from None
+    return found
+
+
+def _backbone(model: str, tasks: list[Task], seed: int) -> Backbone:
+    from multitune.models.config import ModelConfig
+    from multitune.models.loading import load_backbone, load_saved
+
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").exists() and (folder / "steps").is_dir():
+        models = sorted(str(p.parent) for p in folder.glob("steps/*/model/README.md"))
+        raise MultituneError(
+            "This is a run folder, not a model.", model, f"Name one of its models: {', '.join(models) or 'none yet'}."
+        )
+    if folder.is_dir():
+        return load_saved(folder)
+    return load_backbone(ModelConfig(name=model), tasks, seed=seed)

@@ -1,0 +1,199 @@
+"""The geometry of the report's drawings: numbers in, coordinates and labels out; the templates draw them as SVG.
+
+Coordinates are pixels with the origin at the top left, as in SVG.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line to draw: (step, value) points in order, and the name written at its end."""
+
+    name: str
+    points: Points
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis, in pixels, and what is written there."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A drawn series: ``points`` for an SVG polyline, the place of its end, and ``rank`` for its look."""
+
+    name: str
+    points: str
+    rank: int
+    end_x: float
+    end_y: float
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name written beside the end of its line (of its longest line, when several share the name)."""
+
+    text: str
+    rank: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One line chart: its size, the inner box and everything to draw in it; ``summary`` tells it in words."""
+
+    title: str
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    lines: tuple[Line, ...]
+    labels: tuple[Label, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A dot with its interval on a scale that is symmetric about zero; ``dots`` are the single runs."""
+
+    width: float
+    zero: float
+    dot: float
+    low: float | None
+    high: float | None
+    dots: tuple[float, ...]
+
+
+def line_panel(title: str, series: Sequence[Series], *, width: float, height: float, from_zero: bool) -> Panel:
+    """Return one chart of several lines with labels at their ends.
+
+    Args:
+        series: at least one, each with at least one point; series of the same name look the same.
+        from_zero: whether the vertical axis begins at zero.
+    """
+    left, right, top, bottom = 40.0, width - 62.0, 10.0, height - 22.0
+    xs = [x for one in series for x, _ in one.points]
+    ys = [y for one in series for _, y in one.points]
+    y_values = round_values(0.0 if from_zero else min(ys), max(ys), at_most=4)
+    x_values = round_values(0.0, max(xs), at_most=4)
+    x_end, y_low, y_high = max(xs), y_values[0], y_values[-1]
+
+    def x_place(x: float) -> float:
+        return round(left + (right - left) * x / (x_end or 1.0), 1)
+
+    def y_place(y: float) -> float:
+        return round(bottom - (bottom - top) * (y - y_low) / (y_high - y_low), 1)
+
+    ranks = {name: min(rank, 3) for rank, name in enumerate(dict.fromkeys(one.name for one in series))}
+    lines = tuple(
+        Line(
+            name=one.name,
+            points=" ".join(f"{x_place(x)},{y_place(y)}" for x, y in one.points),
+            rank=ranks[one.name],
+            end_x=x_place(one.points[-1][0]),
+            end_y=y_place(one.points[-1][1]),
+        )
+        for one in series
+    )
+    ends = {name: max((line for line in lines if line.name == name), key=lambda line: line.end_x) for name in ranks}
+    places = spread_apart({name: line.end_y for name, line in ends.items()}, gap=12.0, low=top, high=bottom)
+    told = "; ".join(f"{one.name} from {short(one.points[0][1])} to {short(one.points[-1][1])}" for one in series)
+    return Panel(
+        title=title,
+        width=width,
+        height=height,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        lines=lines,
+        labels=tuple(Label(cut_name(name), ranks[name], ends[name].end_x + 6, places[name]) for name in ranks),
+        x_ticks=tuple(Tick(x_place(x), short(x)) for x in x_values if x <= x_end),
+        y_ticks=tuple(Tick(y_place(y), short(y)) for y in y_values),
+        summary=f"{title}, steps {short(min(xs))} to {short(x_end)}: {told}",
+    )
+
+
+def whisker(
+    value: float, low: float | None, high: float | None, runs: Sequence[float], *, reach: float, width: float = 150.0
+) -> Whisker:
+    """Return a dot with its interval, on a scale from -reach to +reach."""
+
+    def place(x: float) -> float:
+        return round(width / 2 + (width / 2 - 6) * max(-1.0, min(1.0, x / (reach or 1.0))), 1)
+
+    return Whisker(
+        width=width,
+        zero=width / 2,
+        dot=place(value),
+        low=None if low is None else place(low),
+        high=None if high is None else place(high),
+        dots=tuple(place(run) for run in runs) if len(runs) > 1 else (),
+    )
+
+
+def round_values(low: float, high: float, *, at_most: int) -> list[float]:
+    """Return 2 to about ``at_most`` + 2 round values, evenly spaced, whose first is at most ``low``."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / at_most
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(magnitude * factor for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if magnitude * factor >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [round(step * i, 10) for i in range(first, last + 1)]
+
+
+def spread_apart(places: dict[str, float], *, gap: float, low: float, high: float) -> dict[str, float]:
+    """Return the same places moved as little as keeps them ``gap`` apart, downwards first, inside low..high."""
+    moved: dict[str, float] = {}
+    floor = low
+    for name, place in sorted(places.items(), key=lambda item: (item[1], item[0])):
+        moved[name] = floor = max(place, floor)
+        floor += gap
+    overflow = max(0.0, (floor - gap) - high)
+    return {name: place - overflow for name, place in moved.items()}
+
+
+def smoothed(values: Sequence[float], counts: Sequence[float], *, memory: float) -> list[float]:
+    """Return running means weighted by counts: S_i / N_i with S_i = memory * S_(i-1) + count_i * value_i, N_i alike.
+
+    Sums and counts decay together, so a line with few tokens moves the mean little.
+    """
+    total = number = 0.0
+    means = []
+    for value, count in zip(values, counts, strict=True):
+        total, number = memory * total + count * value, memory * number + count
+        means.append(total / number if number else value)
+    return means
+
+
+def cut_name(name: str, longest: int = 9) -> str:
+    """Return a name short enough to stand beside the end of a line."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def short(value: float) -> str:
+    """Return a number as people write it on an axis: 0.25, 3, 1,200, 45k, 1.2M."""
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size >= 1e3:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,307 @@
+"""The table task x (before, after, alone) of one run, or of several runs that differ by their seed only."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from multitune.reporting.intervals import interval_of_mean, mean_over_runs, paired_differences, scores_by_example
+from multitune.reporting.run_folder import BASE, Run, read_predictions
+
+Verdict = Literal["better", "worse", "unclear"]
+Scores = Mapping[tuple[str, int], float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score: the mean over runs, their standard deviation where there are several, and each run's value."""
+
+    value: float
+    spread: float | None
+    runs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm's score minus another's on the same examples.
+
+    Attributes:
+        value: the mean over runs, in the metric's own direction.
+        low, high: 95 % interval; None where the metric is not a mean over examples or no predictions were kept.
+        runs: each run's difference.
+        verdict: better or worse when the interval leaves out zero, else unclear.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    runs: tuple[float, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Which arm is compared with which."""
+
+    arm: str
+    against: str
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task, or a mean over tasks: its scores by arm and its differences by contrast."""
+
+    task: str
+    metric: str
+    n: int
+    higher_is_better: bool
+    scores: Mapping[str, Measured]
+    differences: Mapping[str, Difference]  # keyed by "arm - against"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Training tasks or held-out tasks; ``means`` are unweighted means over the tasks of one metric."""
+
+    title: str
+    arms: tuple[str, ...]
+    contrasts: tuple[Contrast, ...]
+    rows: tuple[TaskRow, ...]
+    means: tuple[TaskRow, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tables of one recipe, over the runs that differ by their seed only."""
+
+    name: str
+    runs: tuple[Run, ...] = field(repr=False)
+    tables: tuple[Table, ...] = ()
+
+
+def key(contrast: Contrast) -> str:
+    """Return the name under which a row keeps a contrast's difference."""
+    return f"{contrast.arm} - {contrast.against}"
+
+
+def compare(runs: Sequence[Run]) -> list[Comparison]:
+    """Return one comparison per recipe; runs whose recipes differ by the seed only are averaged together."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        recipe = {name: value for name, value in run.recipe.items() if name != "seed"}
+        groups.setdefault(json.dumps(recipe, sort_keys=True, default=str), []).append(run)
+    return [_comparison(group) for group in groups.values()]
+
+
+def answer(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Return comparisons as a program wants them: names, folders, seeds and tables."""
+    return [
+        {
+            "recipe": one.name,
+            "runs": [str(run.folder) for run in one.runs],
+            "seeds": [run.seed for run in one.runs],
+            "tables": one.tables,
+        }
+        for one in comparisons
+    ]
+
+
+def arm_of(run: Run, node: str) -> str:
+    """Return the arm a node belongs to: its step, for a step that trains each task alone; else the node itself."""
+    step, _, task = node.partition(".")
+    steps = run.recipe.get("steps") or {}
+    each = isinstance(steps.get(step), Mapping) and steps[step].get("tasks") == "each"
+    return step if each and task else node
+
+
+def node_of(run: Run, arm: str, task: str) -> str:
+    """Return the node whose model speaks for an arm on a task; the inverse of ``arm_of``."""
+    alone = f"{arm}.{task}"
+    return alone if alone in run.nodes and arm_of(run, alone) == arm else arm
+
+
+def is_alone(run: Run, arm: str) -> bool:
+    """Whether an arm trains one model per task."""
+    return arm not in run.nodes
+
+
+def _comparison(runs: Sequence[Run]) -> Comparison:
+    first = runs[0]
+    arms = tuple(dict.fromkeys(arm_of(first, node) for node in first.nodes))
+    tasks = dict.fromkeys(str(row["task"]) for row in first.scores)
+    trained = [task for task in tasks if not is_held_out(first, task)]
+    held_out = [task for task in tasks if is_held_out(first, task)]
+    scores = _ExampleScores(runs)
+    tables = [
+        _table(title, names, arms, runs, scores)
+        for title, names in (("Training tasks", trained), ("Held-out tasks", held_out))
+        if names
+    ]
+    return Comparison(name=first.name, runs=tuple(runs), tables=tuple(tables))
+
+
+def is_held_out(run: Run, task: str) -> bool:
+    """Whether no step of a run trains on a task: the recipe says so, or no log line knows it."""
+    if run.task_settings(task):
+        return bool(run.task_settings(task).get("held_out", False))
+    logged = {name for lines in run.logs.values() for line in lines for name in line["tasks"]}
+    return bool(logged) and task not in logged
+
+
+class _ExampleScores:
+    """Every prediction file's scores by example, read once."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self._read: dict[tuple[int, str, str], Scores] = {}
+
+    def of(self, run: int, arm: str, task: str) -> Scores:
+        node = node_of(self.runs[run], arm, task)
+        place = (run, node, task)
+        if place not in self._read:
+            self._read[place] = scores_by_example(read_predictions(self.runs[run], node, task))
+        return self._read[place]
+
+
+def _table(title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], scores: _ExampleScores) -> Table:
+    found = [_task_row(task, arms, runs, scores) for task in tasks]
+    rows = [row for row, _ in found]
+    shown = tuple(arm for arm in arms if any(arm in row.scores for row in rows))
+    contrasts = tuple(c for c in _contrasts(runs[0], arms) if any(key(c) in row.differences for row in rows))
+    by_metric: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_metric.setdefault(row.metric, []).append(i)
+    means = tuple(
+        _mean_row([rows[i] for i in members], [found[i][1] for i in members], shown, contrasts)
+        for members in by_metric.values()
+        if len(members) > 1
+    )
+    return Table(title=title, arms=shown, contrasts=contrasts, rows=tuple(rows), means=means)
+
+
+def _contrasts(run: Run, arms: Sequence[str]) -> list[Contrast]:
+    """Every arm against the base; the last joint arm also against each arm that trains tasks alone."""
+    joint = [arm for arm in arms if arm != BASE and not is_alone(run, arm)]
+    alone = [arm for arm in arms if is_alone(run, arm)]
+    found = [Contrast(arm, BASE) for arm in (*joint, *alone) if BASE in arms]
+    return found + [Contrast(joint[-1], arm) for arm in alone if joint]
+
+
+def _task_row(
+    task: str, arms: Sequence[str], runs: Sequence[Run], scores: _ExampleScores
+) -> tuple[TaskRow, dict[str, list[np.ndarray]]]:
+    """Return a task's row, and per contrast the strata of paired differences that its interval came from."""
+    metric, split = main_metric(runs[0], task)
+    values: dict[str, list[float]] = {}
+    n = 0
+    for arm in arms:
+        found = [_value(run, node_of(run, arm, task), task, split, metric) for run in runs]
+        if all(entry is not None for entry in found):
+            values[arm] = [entry[0] for entry in found if entry is not None]
+            n = max(n, *(entry[1] for entry in found if entry is not None))
+    higher = higher_is_better(metric)
+    differences, strata_of = {}, {}
+    for contrast in _contrasts(runs[0], arms):
+        if contrast.arm in values and contrast.against in values:
+            strata = _strata(task, contrast, values, len(runs), scores)
+            interval = interval_of_mean(strata) if strata else None
+            by_run = [a - b for a, b in zip(values[contrast.arm], values[contrast.against], strict=True)]
+            differences[key(contrast)] = _difference(by_run, interval, higher)
+            strata_of[key(contrast)] = strata
+    row = TaskRow(task, metric, n, higher, {arm: _measured(runs_) for arm, runs_ in values.items()}, differences)
+    return row, strata_of
+
+
+def _strata(
+    task: str, contrast: Contrast, values: Mapping[str, list[float]], runs: int, scores: _ExampleScores
+) -> list[np.ndarray]:
+    """Return the paired differences to resample: one array over all runs where they scored the same examples, else
+    one array per run; [] where the score is not the mean of the examples' scores (macro-F1, correlations)."""
+    sides = {arm: [scores.of(run, arm, task) for run in range(runs)] for arm in (contrast.arm, contrast.against)}
+    for arm, by_run in sides.items():
+        for run_scores, value in zip(by_run, values[arm], strict=True):
+            if not run_scores or abs(sum(run_scores.values()) / len(run_scores) - value) > 1e-6:
+                return []
+    after, before = sides[contrast.arm], sides[contrast.against]
+    mean_after, mean_before = mean_over_runs(after), mean_over_runs(before)
+    if mean_after is not None and mean_before is not None:
+        strata = [paired_differences(mean_before, mean_after)]
+    else:
+        strata = [paired_differences(b, a) for b, a in zip(before, after, strict=True)]
+    return strata if all(len(stratum) for stratum in strata) else []
+
+
+def _mean_row(
+    rows: Sequence[TaskRow],
+    strata_of: Sequence[Mapping[str, list[np.ndarray]]],
+    arms: Sequence[str],
+    contrasts: Sequence[Contrast],
+) -> TaskRow:
+    """Return the unweighted mean over the tasks of one metric; an arm that lacks one of the tasks is left out."""
+    full = [arm for arm in arms if all(arm in row.scores for row in rows)]
+    scores = {arm: _measured(_column_means([row.scores[arm].runs for row in rows])) for arm in full}
+    differences = {}
+    for contrast in contrasts:
+        name = key(contrast)
+        if all(name in row.differences for row in rows):
+            strata = [stratum for task in strata_of for stratum in task[name]]
+            known = all(task[name] for task in strata_of)
+            by_run = _column_means([row.differences[name].runs for row in rows])
+            interval = interval_of_mean(strata) if known else None
+            differences[name] = _difference(by_run, interval, rows[0].higher_is_better)
+    return TaskRow(
+        task=f"mean of the {len(rows)} tasks",
+        metric=rows[0].metric,
+        n=sum(row.n for row in rows),
+        higher_is_better=rows[0].higher_is_better,
+        scores=scores,
+        differences=differences,
+    )
+
+
+def _column_means(by_task: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(column) for column in zip(*by_task, strict=True)]
+
+
+def _measured(runs: Sequence[float]) -> Measured:
+    spread = statistics.stdev(runs) if len(runs) > 1 else None
+    return Measured(value=statistics.fmean(runs), spread=spread, runs=tuple(runs))
+
+
+def _difference(by_run: Sequence[float], interval: tuple[float, float] | None, higher: bool) -> Difference:
+    low, high = interval or (None, None)
+    verdict: Verdict = "unclear"
+    if low is not None and high is not None and (low > 0 or high < 0):
+        verdict = "better" if (low > 0) == higher else "worse"
+    return Difference(statistics.fmean(by_run), low, high, tuple(by_run), verdict)
+
+
+def main_metric(run: Run, task: str) -> tuple[str, str]:
+    """Return the metric and split that stand for a task: its first ones on the scoreboard, the test split before others."""
+    rows = [row for row in run.scores if row["task"] == task]
+    first = next((row for row in rows if row["split"] == "test"), rows[0])
+    return str(first["metric"]), str(first["split"])
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more is better; a metric that is not installed here is taken to be so."""
+    from multitune.errors import MultituneError
+    from multitune.tasks.metrics import metric as find_metric
+
+    try:
+        return find_metric(metric).higher_is_better
+    except MultituneError:
+        return True
+
+
+def _value(run: Run, node: str, task: str, split: str, metric: str) -> tuple[float, int] | None:
+    wanted: Callable[[Mapping[str, Any]], bool] = lambda row: (  # noqa: E731
+        (row["step"], row["task"], row["split"], row["metric"]) == (node, task, split, metric)
+    )
+    found = [row for row in run.scores if wanted(row)]
+    return (float(found[-1]["value"]), int(found[-1]["n"])) if found else None

@@ -1,0 +1,164 @@
+"""What ran: the header's facts, versions, every score, and how the models that a run left are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multitune.reporting.run_folder import Run, read_json
+
+# Facts of run.json that the header tells, in this order; everything else in it stands with the versions.
+HEADER_FACTS = ("machine", "command", "started", "seconds")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the header or of the details."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model that a run left: its folder inside the run, and the lines of Python that load it."""
+
+    node: str
+    folder: str
+    code: str
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One task's metric at every node, as on the scoreboard; the mean over runs where there are several."""
+
+    task: str
+    split: str
+    metric: str
+    n: int
+    values_at: dict[str, float]
+
+
+def overview(runs: Sequence[Run]) -> list[Fact]:
+    """Return the facts of the header: model, steps, seeds, machine, command, start and duration."""
+    first = runs[0]
+    seeds = ", ".join(str(run.seed) for run in runs)
+    found = [
+        Fact("model", model_name(first)),
+        Fact("steps", ", ".join(_steps(first)) or "none: the base is scored"),
+        Fact("seed" if len(runs) == 1 else "seeds", seeds),
+        Fact("run" if len(runs) == 1 else "runs", ", ".join(run.folder.resolve().name for run in runs)),
+    ]
+    for name in HEADER_FACTS:
+        if name == "seconds":
+            found += _durations(runs)
+        elif first.facts.get(name):
+            found.append(Fact(name, _told(first.facts[name])))
+    versions = first.facts.get("versions")
+    if isinstance(versions, Mapping):
+        wanted = [f"{name} {versions[name]}" for name in ("multitune", "torch", "transformers") if versions.get(name)]
+        found.append(Fact("versions", ", ".join(wanted)))
+    return found
+
+
+def model_name(run: Run) -> str:
+    """Return the name of the model that the recipe adapts."""
+    model = run.recipe.get("model", "")
+    return str(model.get("name", "")) if isinstance(model, Mapping) else str(model)
+
+
+def _steps(run: Run) -> list[str]:
+    """Return each step in a few words: its name, what it does and how it adapts."""
+    told = []
+    for name, step in (run.recipe.get("steps") or {}).items():
+        adapt = step.get("adapt") if isinstance(step, Mapping) else None
+        method = adapt.get("method") if isinstance(adapt, Mapping) else None
+        action = step.get("do", "train") if isinstance(step, Mapping) else "train"
+        told.append(f"{name} ({action}{', ' + str(method) if method else ''})")
+    return told
+
+
+def _durations(runs: Sequence[Run]) -> list[Fact]:
+    seconds = [float(run.facts["seconds"]) for run in runs if run.facts.get("seconds") is not None]
+    if not seconds:
+        return []
+    return [Fact("duration" if len(seconds) == 1 else "durations", ", ".join(duration(value) for value in seconds))]
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 48 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _told(value: Any) -> str:
+    """Return a fact of run.json on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_told(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return str(value)
+
+
+def details(runs: Sequence[Run]) -> list[Fact]:
+    """Return everything in run.json, one line per fact, nested names joined by a dot."""
+    return [Fact(name, value) for name, value in _flat("", runs[0].facts)]
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [pair for name, item in value.items() for pair in _flat(f"{prefix}.{name}" if prefix else name, item)]
+    return [(prefix, _told(value))]
+
+
+def all_scores(runs: Sequence[Run]) -> list[ScoreRow]:
+    """Return every metric of every task at every node."""
+    collected: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    counts: dict[tuple[str, str, str], int] = {}
+    for run in runs:
+        for row in run.scores:
+            place = (str(row["task"]), str(row["split"]), str(row["metric"]))
+            collected.setdefault(place, {}).setdefault(str(row["step"]), []).append(float(row["value"]))
+            counts[place] = int(row["n"])
+    return [
+        ScoreRow(*place, counts[place], {node: sum(values) / len(values) for node, values in by_node.items()})
+        for place, by_node in collected.items()
+    ]
+
+
+def saved_models(run: Run) -> list[str]:
+    """Return the nodes that left a model."""
+    steps = run.folder / "steps"
+    return sorted(path.parent.name for path in steps.glob("*/model") if path.is_dir()) if steps.is_dir() else []
+
+
+def how_to_load(run: Run, node: str) -> SavedModel:
+    """Return the lines of Python that load a node's model with the ecosystem's own classes."""
+    folder = f"steps/{node}/model"
+    return SavedModel(node, folder, _loading_code(run.folder / folder, run))
+
+
+def _loading_code(folder: Path, run: Run) -> str:
+    if (folder / "heads.json").is_file():
+        return f'from multitune.models.loading import load_saved\n\nbackbone = load_saved(Path("{folder}"))'
+    if (folder / "adapter_config.json").is_file():
+        adapter = read_json(folder / "adapter_config.json")
+        auto = "AutoModelForSeq2SeqLM" if adapter.get("task_type") == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM"
+        base = adapter.get("base_model_name_or_path") or model_name(run)
+        return (
+            f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
+            f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "{folder}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+        )
+    architecture = str((read_json(folder / "config.json").get("architectures") or [""])[0])
+    auto = "AutoModelForSeq2SeqLM" if "ConditionalGeneration" in architecture else "AutoModelForCausalLM"
+    return (
+        f"from transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("{folder}")\ntokenizer = AutoTokenizer.from_pretrained("{folder}")'
+    )

@@ -1,0 +1,124 @@
+"""Writes report.html: one self-contained page about one or several runs, without scripts, fonts or images from elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from multitune import __version__
+from multitune.errors import MultituneError
+from multitune.reporting import charts, facts, training_curves
+from multitune.reporting.comparison import Comparison, Table, compare, key
+from multitune.reporting.run_folder import BASE, read_run
+from multitune.reporting.samples import pick_samples
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page about some run folders and return its path.
+
+    Runs of one recipe that differ by their seed only are averaged; different recipes get a part of the page each.
+
+    Args:
+        runs: at least one folder that `multitune run` has left.
+        out: the page; its folder is created, an older page is replaced.
+
+    Raises:
+        MultituneError: a folder is not a run, or the page cannot be written.
+    """
+    page = render([part(comparison) for comparison in compare([read_run(run) for run in runs])])
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MultituneError(
+            f"The report cannot be written: {error.strerror}.", str(out), "Choose another place with --out."
+        ) from error
+    return out
+
+
+def render(parts: Sequence[dict[str, Any]]) -> str:
+    """Return the page's HTML; everything that comes from data is escaped by the template engine."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"score": score_text, "signed": signed_text, "duration": facts.duration, "key": key}
+    return environment.get_template("report.html").render(parts=parts, version=__version__, base=BASE)
+
+
+def part(comparison: Comparison) -> dict[str, Any]:
+    """Return what the page tells about one recipe."""
+    runs = list(comparison.runs)
+    return {
+        "comparison": comparison,
+        "headlines": [headline(table) for table in comparison.tables],
+        "tables": [(table, whiskers(table)) for table in comparison.tables],
+        "all_scores": facts.all_scores(runs),
+        "curves": training_curves.loss_panels(runs),
+        "throughput": training_curves.throughput(runs),
+        "mixtures": training_curves.mixtures(runs[0]),
+        "samples": pick_samples(runs[0], comparison.tables),
+        "overview": facts.overview(runs),
+        "details": facts.details(runs),
+        "models": [facts.how_to_load(runs[0], node) for node in facts.saved_models(runs[0])],
+    }
+
+
+def headline(table: Table) -> dict[str, Any]:
+    """Return a table in one sentence: how many tasks the last joint arm made better, worse, or left unclear."""
+    arm = next((c.arm for c in reversed(table.contrasts) if c.against == BASE), None)
+    joint = next((c for c in table.contrasts if c.against not in (BASE, c.arm)), None)
+    contrast = next((c for c in table.contrasts if c.against == BASE and c.arm == (joint.arm if joint else arm)), None)
+    if contrast is None:
+        return {"title": table.title, "tasks": len(table.rows), "contrast": None}
+    found = [row.differences[key(contrast)] for row in table.rows if key(contrast) in row.differences]
+    mean = table.means[0] if len(table.means) == 1 else None
+    return {
+        "title": table.title,
+        "tasks": len(found),
+        "contrast": contrast,
+        "better": sum(one.verdict == "better" for one in found),
+        "worse": sum(one.verdict == "worse" for one in found),
+        "mean": mean,
+    }
+
+
+def whiskers(table: Table) -> dict[tuple[str, str], charts.Whisker]:
+    """Return every difference of a table as a dot with its interval, keyed by (task, contrast's key).
+
+    Rows of one metric share a scale, so that lengths may be compared down the column; right is always better.
+    """
+    rows = [*table.rows, *table.means]
+    reach: dict[str, float] = {}
+    for row in rows:
+        for one in row.differences.values():
+            ends = [abs(x) for x in (one.value, one.low, one.high, *one.runs) if x is not None]
+            reach[row.metric] = max(reach.get(row.metric, 0.0), *ends)
+    drawn = {}
+    for row in rows:
+        for name, one in row.differences.items():
+            low, high, value, by_run = one.low, one.high, one.value, one.runs
+            if not row.higher_is_better:
+                low, high = (None if high is None else -high), (None if low is None else -low)
+                value, by_run = -value, tuple(-run for run in by_run)
+            drawn[row.task + row.metric, name] = charts.whisker(value, low, high, by_run, reach=reach[row.metric])
+    return drawn
+
+
+def score_text(value: float) -> str:
+    """Return a score with the digits that a reader can use."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def signed_text(value: float) -> str:
+    """Return a difference with its sign, the minus as long as the plus."""
+    text = f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+    return text.replace("-", "\N{MINUS SIGN}")

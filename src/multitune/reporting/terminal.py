@@ -1,0 +1,61 @@
+"""The before/after table at the end of a run, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multitune.reporting.comparison import Difference, TaskRow, compare, key
+from multitune.reporting.comparison import Table as Comparison
+from multitune.reporting.run_folder import read_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STYLES = {"better": "bold green", "worse": "bold red", "unclear": "dim"}
+
+
+def tables(runs: Sequence[Path]) -> Iterator[Table]:
+    """Yield a printable table of training tasks, and one of held-out tasks where there are some.
+
+    A difference is bold where its 95 % interval leaves out zero; a sign and the interval say the same without colour.
+
+    Args:
+        runs: run folders with scores.
+    """
+    for comparison in compare([read_run(run) for run in runs]):
+        for table in comparison.tables:
+            yield _printable(table)
+
+
+def _printable(table: Comparison) -> Table:
+    from rich.table import Table
+
+    printable = Table(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    printable.add_column("task", overflow="fold")
+    printable.add_column("metric")
+    for name in ("n", *table.arms, *(f"{c.arm} - {c.against}" for c in table.contrasts)):
+        printable.add_column(name, justify="right")
+    for row in table.rows:
+        printable.add_row(*_cells(row, table))
+    for row in table.means:
+        printable.add_row(*_cells(row, table), style="italic")
+    return printable
+
+
+def _cells(row: TaskRow, table: Comparison) -> Iterator[str]:
+    yield row.task
+    yield row.metric
+    yield f"{row.n:,}"
+    for arm in table.arms:
+        yield f"{row.scores[arm].value:.3f}" if arm in row.scores else "-"
+    for contrast in table.contrasts:
+        difference = row.differences.get(key(contrast))
+        yield _told(difference) if difference is not None else "-"
+
+
+def _told(difference: Difference) -> str:
+    style = STYLES[difference.verdict]
+    interval = "" if difference.low is None else f" ({difference.low:+.3f} to {difference.high:+.3f})"
+    return f"[{style}]{difference.value:+.3f}{interval}[/{style}]"
