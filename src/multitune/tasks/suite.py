@@ -69,14 +69,12 @@ def load_suite(path: Path, folder: Path | None = None) -> Suite:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MultituneError(f"The suite cannot be read: {error}.", str(path), "Check the path.") from error
-    tree = _compose(text, path)
-    errors = list(_repeated_keys(tree, path))
+    tree, data = _parse(text, path)
+    errors = list(_repeated_keys(tree, path, "", set()))
     if errors:
         raise MultituneErrors(errors)
-    import yaml
-
     try:
-        suite = Suite.model_validate(yaml.safe_load(text))
+        suite = Suite.model_validate(data)
     except ValidationError as error:
         raise MultituneErrors(_told(error, tree, path)) from error
     if not suite.tasks:
@@ -84,11 +82,12 @@ def load_suite(path: Path, folder: Path | None = None) -> Suite:
     return suite if folder is None else _moved(suite, path.parent, folder)
 
 
-def _compose(text: str, path: Path) -> yaml.Node:
+def _parse(text: str, path: Path) -> tuple[yaml.Node, Any]:
+    """The nodes of a YAML file, which know their lines, and its values."""
     import yaml
 
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise MultituneError(
@@ -96,16 +95,19 @@ def _compose(text: str, path: Path) -> yaml.Node:
         ) from error
     if not isinstance(tree, yaml.MappingNode):
         raise MultituneError("The suite is no mapping.", f"{path}:1", "Begin with tasks: and list them by name.")
-    return tree
+    return tree, data
 
 
-def _repeated_keys(node: yaml.Node, path: Path, key: str = "") -> Iterable[MultituneError]:
+def _repeated_keys(node: yaml.Node, path: Path, key: str, seen: set[int]) -> Iterable[MultituneError]:
     """A key that stands twice would silently hide what stood under it first: two tasks of one name, above all."""
     import yaml
 
+    if id(node) in seen:  # an alias, which may even lead to itself
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
-            yield from _repeated_keys(item, path, f"{key}.{place}")
+            yield from _repeated_keys(item, path, f"{key}.{place}", seen)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -118,7 +120,7 @@ def _repeated_keys(node: yaml.Node, path: Path, key: str = "") -> Iterable[Multi
                 "Give one of them another name, or remove it.",
             )
         lines[str(name.value)] = line
-        yield from _repeated_keys(value, path, inner)
+        yield from _repeated_keys(value, path, inner, seen)
 
 
 def _told(error: ValidationError, tree: yaml.Node, path: Path) -> list[MultituneError]:
@@ -130,13 +132,21 @@ def _told_one(detail: dict[str, Any], tree: yaml.Node, path: Path) -> MultituneE
     line, keys = _line_of(tree, keys)
     where = f"{path}:{line}: {'.'.join(keys)}"
     if detail["type"] == "extra_forbidden":
-        fields = list((Source if keys[-2] in ("train", "validation", "test") else Task).model_fields)
-        fields = ["tasks"] if len(keys) == 1 else fields
+        fields = _keys_of(keys[:-1])
         return MultituneError(
             f"'{keys[-1]}' is no key here.{nearest(keys[-1], fields)}", where, f"The keys are: {', '.join(fields)}."
         )
     reason = str(detail["msg"]).removeprefix("Value error, ")
     return MultituneError(f"{reason[:1].upper()}{reason[1:]}.", where, f"The value is {_short(detail['input'])}.")
+
+
+def _keys_of(place: list[str]) -> list[str]:
+    """The keys that a mapping at a place may have."""
+    if not place:
+        return ["tasks"]
+    if len(place) == 3:  # tasks.NAME.train
+        return list(Source.model_fields)
+    return [name for name in Task.model_fields if name != "name"]
 
 
 def _line_of(tree: yaml.Node, keys: list[str]) -> tuple[int, list[str]]:

@@ -7,7 +7,7 @@ functions but text methods, bounded repetition. What a row holds is only ever a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time
 from functools import lru_cache
 from numbers import Number
@@ -152,13 +152,18 @@ def environment() -> ImmutableSandboxedEnvironment:
     sandbox.globals = {"range": _short_range}
     for name in _LEFT_OUT_FILTERS:
         del sandbox.filters[name]
-    sandbox.filters["tojson"] = _as_json
+    sandbox.filters |= {"tojson": _as_json, "join": _join}
     return sandbox
 
 
 def _as_json(value: Any) -> str:
     """Jinja2's own filter writes `<` and `'` as escapes for web pages, which no model should read."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def _join(values: Iterable[Any], between: str = "") -> str:
+    """Jinja2's own filter prints whatever is in the list, as Python writes it."""
+    return between.join(str(_text_or_number(value)) for value in values)
 
 
 def _short_range(*arguments: int) -> range:
