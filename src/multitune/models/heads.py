@@ -186,6 +186,31 @@ def encoder_with_heads(encoder: Any, tasks: Sequence[Task], seed: int) -> MultiT
     return MultiTaskEncoder(encoder, [task_head(task) for task in tasks], dropout=dropout, seed=seed)
 
 
+def with_heads_for(
+    model: MultiTaskEncoder, tasks: Sequence[Task], others: Sequence[Task], seed: int
+) -> MultiTaskEncoder:
+    """Put the heads of some tasks first on a trained encoder, in their order, so that task ids are their indices.
+
+    A head that the model has for the same task and choices keeps its weights; the others are new.
+
+    Args:
+        model: as trained.
+        tasks: resolved tasks to train on next.
+        others: tasks whose learned heads stay behind them.
+        seed: of new heads.
+    """
+    found = encoder_with_heads(model.encoder, [*tasks, *others], seed)
+    found.pooling, found.dropout.p = model.pooling, model.dropout.p
+    learned = dict(zip(model.heads, model.offsets.tolist(), strict=True))
+    with torch.no_grad():
+        for head, offset in zip(found.heads, found.offsets.tolist(), strict=True):
+            if head in learned:
+                here = slice(offset, offset + head.outputs)
+                there = slice(learned[head], learned[head] + head.outputs)
+                found.weight[here], found.bias[here] = model.weight[there], model.bias[there]
+    return found
+
+
 def freeze_pooler(encoder: Any) -> None:
     """BERT's own pooler takes no part in the loss: it must not count as trained."""
     pooler = getattr(encoder, "pooler", None)

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from multitune.errors import MultituneError
 from multitune.recipes import fingerprint
 from multitune.recipes.cards import model_card
 from multitune.recipes.graph import Node, ScoreNode, TrainNode, build
-from multitune.recipes.run_folder import RunFolder, disk_error, read_finished, write_whole
+from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, read_finished, write_whole
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Task
 
@@ -69,9 +69,18 @@ def run(
     with folder.locked():
         folder.prepare(recipe, command, fresh=fresh)
         executor = _Executor(recipe, folder, progress)
-        for node in build(recipe):
-            executor.do(node)
-    return RunResult(folder.path, tuple(executor.done), tuple(executor.kept), time.monotonic() - started)
+        try:
+            for node in build(recipe):
+                executor.do(node)
+        except OSError as error:
+            if error.errno not in WRITING_FAILED:
+                raise
+            raise disk_error(error, Path(error.filename or folder.path)) from error
+        finally:
+            seconds = time.monotonic() - started
+            if executor.worked:
+                folder.record(recipe, command, seconds)
+    return RunResult(folder.path, tuple(executor.done), tuple(executor.kept), seconds)
 
 
 @dataclass
@@ -85,6 +94,7 @@ class _Executor:
     kept: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     resolved: dict[str, Task] = field(default_factory=dict)
+    worked: bool = False
 
     def do(self, node: Node) -> None:
         """Do a node, or keep its finished result."""
@@ -112,6 +122,10 @@ class _Executor:
             logger.info("%s stands already", node.name)
             return False
         (place / "artifact.json").unlink(missing_ok=True)
+        if not read_finished(place / "begun.json", inputs):
+            # what an unfinished run of other settings left: its checkpoints would crowd out the new ones
+            shutil.rmtree(place, ignore_errors=True)
+            write_whole(place / "begun.json", json.dumps({"fingerprint": inputs}) + "\n")
         facts = self._trained(node, place)
         write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
         shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the model is whole; they only take space
@@ -124,10 +138,13 @@ class _Executor:
         from multitune.models.loading import save_backbone
         from multitune.training.train import train
 
+        self.worked = True
         step, seed = node.step, self.recipe.seed
         set_seed(seed)
         tasks = self.tasks(node.tasks)
         backbone = self._backbone(node.model, tasks)
+        if backbone.form == "encoder" and node.model != BASE:
+            backbone = _with_heads_first(backbone, tasks, seed)
         tables = [self._tokens(task, backbone, node) for task in tasks]
         _say_shares(node, tables)
         backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed)
@@ -201,10 +218,13 @@ class _Executor:
         from multitune.scoring.score import save_predictions, score_tasks
         from multitune.scoring.scoreboard import score_rows
 
+        self.worked = True
         set_seed(self.recipe.seed)
         names = tuple(name for name in node.tasks if splits[name])
         if left_out := [name for name in node.tasks if not splits[name]]:
             logger.warning("not scored, for want of test or validation rows: %s", ", ".join(left_out))
+        if not names:
+            return []
         tasks = self.tasks(names)
         backbone = self._backbone(node.model, tasks)
         if backbone.form == "encoder":
@@ -226,7 +246,8 @@ class _Executor:
 
         path = self.folder.scoreboard
         step = node.name.removesuffix("@score")
-        others = [row for row in Scoreboard.load(path).rows if row["step"] != step]
+        known = {other.name.removesuffix("@score") for other in build(self.recipe) if isinstance(other, ScoreNode)}
+        others = [row for row in Scoreboard.load(path).rows if row["step"] in known - {step}]
         Scoreboard([*others, *rows]).save(path)
 
 
@@ -248,6 +269,16 @@ def with_heads(backbone: Backbone, tasks: list[Task]) -> list[Task]:
     if missing := [task.name for task in tasks if task.name not in heads]:
         logger.warning("the encoder has no head for %s: not scored", ", ".join(missing))
     return [task for task in tasks if task.name in heads]
+
+
+def _with_heads_first(backbone: Backbone, tasks: list[Task], seed: int) -> Backbone:
+    """Bring the heads of the tasks into the order of their ids; learned heads of other tasks stay for scoring."""
+    from multitune.models.heads import with_heads_for
+
+    names = {task.name for task in tasks}
+    others = [task for task in backbone.tasks if task.name not in names]
+    model = with_heads_for(backbone.model, tasks, others, seed)
+    return replace(backbone, model=model, tasks=(*tasks, *others))
 
 
 def _say_shares(node: TrainNode, tables: list[TokenTable]) -> None:

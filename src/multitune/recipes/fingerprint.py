@@ -80,7 +80,7 @@ def model_fingerprint(recipe: Recipe) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where tokens and digests are kept between runs: ``$XDG_CACHE_HOME/multitune`` or ``~/.cache/multitune``."""
+    """Where tokens and digests are kept between runs: ``$XDG_CACHE_HOME/multitune`` or ``~/.cache/multitune``."""
     import os
 
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multitune"

@@ -36,8 +36,8 @@ Node = TrainNode | ScoreNode
 def build(recipe: Recipe) -> list[Node]:
     """Return the nodes of a recipe in an order in which every node comes after the one it reads.
 
-    A train step with ``tasks: each`` becomes one node per training task, named "<step>.<task>". The base and every model
-    are scored right when they stand, unless the recipe says ``score: false``.
+    A train step with ``tasks: each`` becomes one node per training task, named "<step>.<task>". The base and every
+    model are scored right when they stand, unless the recipe says ``score: false``.
 
     Raises:
         MultituneError: steps that wait for one another.

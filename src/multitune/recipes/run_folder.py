@@ -21,6 +21,9 @@ import yaml
 from multitune.errors import MultituneError
 from multitune.recipes.schema import Recipe
 
+WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+"""What the operating system says when a file cannot be written."""
+
 _OWN = ("recipe.yaml", "run.json", "scoreboard.parquet", "report.html", "steps")
 
 
@@ -60,7 +63,17 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
         write_whole(self.path / "recipe.yaml", text)
-        write_whole(self.path / "run.json", json.dumps(_facts(recipe, command), indent=2) + "\n")
+        if not (self.path / "run.json").exists():
+            write_whole(self.path / "run.json", json.dumps(_facts(recipe, command), indent=2) + "\n")
+
+    def record(self, recipe: Recipe, command: str, seconds: float) -> None:
+        """Write run.json anew after an invocation that did something: its command, and the time of all of them."""
+        before = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        facts = _facts(recipe, command)
+        facts["started"] = before["started"]
+        facts["seconds"] = round(before.get("seconds", 0.0) + seconds, 2)
+        facts["machine"]["accelerator"] = _accelerator()
+        write_whole(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -103,6 +116,7 @@ def write_whole(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
@@ -131,10 +145,17 @@ def _facts(recipe: Recipe, command: str) -> dict[str, Any]:
         "machine": {
             "system": platform.platform(),
             "processors": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "python": platform.python_version(),
         },
         "versions": dict(_versions()),
     }
+
+
+def _accelerator() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
 def _versions() -> Iterator[tuple[str, str]]:
