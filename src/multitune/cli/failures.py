@@ -31,13 +31,15 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this exit code, without a word
+            return tell([interruption()], INTERRUPTED, debug)
         return code if isinstance(code, int) else 0
     except MultituneError as error:
         return tell(mistakes(error), MISTAKE, debug)
     except UsageError as error:
         return tell([mistake_in_usage(error)], MISTAKE, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return tell([{"what": "Interrupted.", "where": "", "mend": HOW_TO_RESUME}], INTERRUPTED, debug)
+        return tell([interruption()], INTERRUPTED, debug)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe left; Python would complain about stdout once more at exit
         return FAILURE
@@ -50,6 +52,11 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool) -> int:
 HOW_TO_RESUME = (
     "Finished steps and checkpoints are kept: give the same command again (without --fresh) to go on from there."
 )
+
+
+def interruption() -> dict[str, str]:
+    """Return what is told when someone stopped the command."""
+    return {"what": "Interrupted.", "where": "", "mend": HOW_TO_RESUME}
 
 
 def mistakes(error: MultituneError) -> list[dict[str, str]]:
