@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from multitune.errors import MultituneError
 from multitune.tasks.bad_rows import BadRow
@@ -259,9 +259,6 @@ def number_of(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-Recognised = Literal["layout", "kind", "prompt", "target", "choices"]
 
 
 def explanation(written: Task, resolved: Task, counts: Mapping[str, int]) -> str:
