@@ -11,7 +11,7 @@ def names(recipe, write):
 
 
 def test_the_base_and_every_model_are_scored_right_when_they_stand(recipe, write):
-    recipe["steps"] = {"second": {"model": "first"}, "first": {}}
+    recipe["steps"] = {"second": {"model": "first"}, "first": {"export": "merged"}}
     assert names(recipe, write) == ["base@score", "first", "first@score", "second", "second@score"]
 
 

@@ -118,10 +118,10 @@ def _make_names_different(found: list[_Found]) -> None:
 def _task(one: _Found) -> Task:
     sources = {split: Source(path=path) for split, path in one.splits.items()}
     if "train" not in sources:
-        return Task(name=one.name, held_out=True, **sources)  # type: ignore[arg-type]
+        return Task(name=one.name, held_out=True, **sources)
     if "test" not in sources:
         sources["test"] = Source(fraction=TEST_FRACTION)
-    return Task(name=one.name, **sources)  # type: ignore[arg-type]
+    return Task(name=one.name, **sources)
 
 
 def _describe(one: _Found, task: Task) -> str:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from multitune.errors import MultituneError, MultituneErrors, nearest
-from multitune.mixing.policies import check_names
-from multitune.recipes.graph import build
+from multitune.recipes.checks import cross_checks
 from multitune.recipes.reading import Document, KeyPath, override, read_yaml
-from multitune.recipes.schema import BASE, LATER, Recipe, ScoreStep, TrainStep, json_schema
-from multitune.tasks.metrics import metric
-from multitune.tasks.sources import source_files
-from multitune.tasks.task import Source, Split, Task
-from multitune.tasks.templates import compile_template
+from multitune.recipes.schema import LATER, Recipe, json_schema
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,14 +25,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         MultituneErrors: everything that is wrong, each with file, line, key and the mend.
     """
     document = read_yaml(Path(path))
-    override(document, list(overrides))
+    override(document, [assignment for assignment in overrides if assignment.startswith("tasks=")])
     _include_suite(document)
+    override(document, [assignment for assignment in overrides if not assignment.startswith("tasks=")])
     folder = document.path.resolve().parent
     try:
         recipe = Recipe.model_validate({**document.data, "folder": folder})
     except ValidationError as error:
         raise schema_errors(error, document) from None
-    if errors := list(_cross_checks(recipe, document)):
+    if errors := list(cross_checks(recipe, document)):
         raise MultituneErrors(errors)
     if (folder / recipe.model.name).is_dir():  # like every path of a recipe, a model's is relative to its folder
         beside = recipe.model.model_copy(update={"name": str(folder / recipe.model.name)})
@@ -63,7 +59,7 @@ def _include_suite(document: Document) -> None:
             elif isinstance(source, dict) and isinstance(source.get("path"), str):
                 task[split] = {**source, "path": str(beside / source["path"])}
     document.data["tasks"] = tasks
-    document.lines = {k: v for k, v in document.lines.items() if k[:1] != ("tasks",) or len(k) == 1}
+    document.suite = suite
 
 
 # -- the schema's errors, in the reader's words ----------------------------------------------------------------------
@@ -126,6 +122,7 @@ def _unknown_step(value: Any, where: str, message: str) -> MultituneError:
 def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:
     """Return the part of an error's location that is keys of the file; names of union branches fall out."""
     key: list[str | int] = []
+    part: Any
     for i, part in enumerate(location):
         if (isinstance(data, Mapping) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
@@ -140,6 +137,7 @@ def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:
 def _properties(schema: dict[str, Any], key: KeyPath, data: Any) -> set[str]:
     """Return the keys that the schema allows at a place, over all branches of unions that fit the data there."""
     places = [schema]
+    part: Any
     for part in key:
         data = data[part] if isinstance(data, Mapping | list) else None
         places = [below for place in places for below in _below(_branches(place, schema), part)]
@@ -177,103 +175,3 @@ def _fits_constants(branch: dict[str, Any], data: Any) -> bool:
     if not isinstance(data, Mapping):
         return True
     return all(data.get(name, branch["properties"][name].get("default")) == value for name, value in constants.items())
-
-
-# -- checks across keys ----------------------------------------------------------------------------------------------
-
-
-def _cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
-    for name, task in recipe.tasks.items():
-        yield from _check_task(name, task, recipe.folder, document)
-    for name, step in recipe.steps.items():
-        yield from _check_step(name, step, recipe, document)
-    if BASE in recipe.steps:
-        return
-    try:
-        build(recipe)
-    except MultituneError as error:
-        yield MultituneError(error.what, document.where(tuple(error.where.split("."))), error.mend)
-
-
-def _check_task(name: str, task: Task, folder: Path, document: Document) -> Iterator[MultituneError]:
-    key: KeyPath = ("tasks", name)
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    for split in splits:
-        source = task.source(split)
-        if source is not None:
-            yield from _caught(lambda s=source: source_files(s, folder), document, (*key, split))
-    for role in ("prompt", "target"):
-        for text in getattr(task, role):
-            yield from _caught(lambda t=text: compile_template(t, f"tasks.{name}"), document, (*key, role))
-    for metric_name in task.metrics:
-        yield from _caught(lambda m=metric_name: metric(m), document, (*key, "metrics"))
-    if len(task.prompt) != len(task.target) and task.target:
-        yield MultituneError(
-            f"There are {len(task.prompt)} prompts and {len(task.target)} targets.",
-            document.where((*key, "target")),
-            "Give each prompt its target, in the same order.",
-        )
-    if task.held_out and not (task.test or task.validation):
-        yield MultituneError(
-            f"The held-out task '{name}' has nothing to be scored on.", document.where(key), "Give it a test source."
-        )
-    if not task.held_out and task.train is None:
-        yield MultituneError(
-            f"The task '{name}' has no train source.", document.where(key), "Add train, or say held_out: true."
-        )
-    yield from _check_fraction(task.train, document, (*key, "train"))
-
-
-def _check_fraction(source: Source | None, document: Document, key: KeyPath) -> Iterator[MultituneError]:
-    if source is not None and source.fraction is not None:
-        yield MultituneError(
-            "train cannot be a fraction of itself.", document.where(key), "Give train a path, hub or generator."
-        )
-
-
-def _check_step(name: str, step: TrainStep | ScoreStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
-    key: KeyPath = ("steps", name)
-    models = {BASE, *(n for n, other in recipe.train_steps() if other.tasks != "each")}
-    if name == BASE:
-        yield MultituneError(
-            "A step cannot be called base.", document.where(key), "base is the recipe's model; rename it."
-        )
-    if step.model not in models:
-        yield MultituneError(
-            f"There is no model '{step.model}'.{nearest(step.model, models)}",
-            document.where((*key, "model")),
-            f"Use one of: {', '.join(sorted(models))}.",
-        )
-    known = recipe.training_tasks if isinstance(step, TrainStep) else tuple(recipe.tasks)
-    named = step.tasks if isinstance(step.tasks, tuple) else ()
-    for task in named:
-        if task not in known:
-            held_out = task in recipe.tasks
-            what = (
-                f"The task '{task}' is held out." if held_out else f"There is no task '{task}'.{nearest(task, known)}"
-            )
-            yield MultituneError(what, document.where((*key, "tasks")), f"Use some of: {', '.join(known)}.")
-    if not isinstance(step, TrainStep):
-        return
-    if not known:
-        yield MultituneError(
-            "All tasks are held out; there is nothing to train on.", document.where(key), "Give one a train source."
-        )
-    trained = list(named) or list(known)
-    for task in step.training.task_weights:
-        if task not in trained:
-            yield MultituneError(
-                f"There is no task '{task}' in this step.{nearest(task, trained)}",
-                document.where((*key, "training", "task_weights", task)),
-                f"Use some of: {', '.join(trained)}.",
-            )
-    if step.tasks != "each":
-        yield from _caught(lambda: check_names(step.mixture, trained), document, (*key, "mixture"))
-
-
-def _caught(check: Callable[[], Any], document: Document, key: KeyPath) -> Iterator[MultituneError]:
-    """Run a check of another room and yield its error with this file's line."""
-    try:
-        check()
-    except MultituneError as error:
-        yield MultituneError(error.what, document.where(key), error.mend)

@@ -49,12 +49,14 @@ class Document:
         data: what it says.
         lines: line (from 1) of every key path.
         assigned: the override that set a key path.
+        suite: the file that holds the tasks, where they lie in one of their own.
     """
 
     path: Path
     data: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
     assigned: dict[KeyPath, str] = field(default_factory=dict)
+    suite: Document | None = None
 
     def where(self, key: KeyPath) -> str:
         """Return "recipe.yaml:12, tasks.a.kind", or the override; a key without one has the nearest above it."""
@@ -62,6 +64,8 @@ class Document:
         for length in range(len(key), 0, -1):
             if assignment := self.assigned.get(key[:length]):
                 return f"--set {assignment}, {name}"
+            if self.suite and key[0] == "tasks" and key[:length] in self.suite.lines:
+                return self.suite.where(key)
             if line := self.lines.get(key[:length]):
                 return f"{self.path}:{line}, {name}"
         return f"{self.path}, {name}" if name else str(self.path)

@@ -1,0 +1,217 @@
+"""What a recipe's keys say of one another: found without data, weights or a heavy library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from multitune.errors import MultituneError, nearest
+from multitune.mixing.policies import check_names
+from multitune.recipes.graph import build
+from multitune.recipes.reading import Document, KeyPath
+from multitune.recipes.schema import BASE, Recipe, ScoreStep, TrainStep
+from multitune.scoring.score import scored_split
+from multitune.tasks.metrics import metric
+from multitune.tasks.sources import source_files
+from multitune.tasks.synthetic import HELD_OUT_SKILLS, SKILLS
+from multitune.tasks.task import Source, Split, Task
+from multitune.tasks.templates import compile_template
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    """Yield every mistake that no single key shows: names that nothing has, files, templates, cycles, what cannot run.
+
+    Args:
+        recipe: valid by itself, key by key.
+        document: the file, for lines.
+    """
+    for name, task in recipe.tasks.items():
+        yield from _check_task(name, task, recipe, document)
+    for name, step in recipe.steps.items():
+        yield from _check_model_of(name, step, recipe, document)
+        if isinstance(step, TrainStep):
+            yield from _check_train(name, step, recipe, document)
+        else:
+            yield from _check_score(name, step, recipe, document)
+    if BASE in recipe.steps:
+        yield MultituneError(
+            "A step cannot be called base.", document.where(("steps", BASE)), "base is the recipe's model; rename it."
+        )
+        return
+    try:
+        build(recipe)
+    except MultituneError as error:
+        yield MultituneError(error.what, document.where(tuple(error.where.split("."))), error.mend)
+        return
+    yield from _check_chains(recipe, document)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+def _check_task(name: str, task: Task, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("tasks", name)
+    for split in SPLITS:
+        source = task.source(split)
+        if source is not None:
+            yield from _caught(partial(source_files, source, recipe.folder), document, (*key, split))
+            yield from _check_origin(source, document, (*key, split))
+    for role, templates in (("prompt", task.prompt), ("target", task.target)):
+        for text in templates:
+            yield from _caught(partial(compile_template, text, f"tasks.{name}.{role}"), document, (*key, role))
+    for metric_name in task.metrics:
+        yield from _check_metric(metric_name, task, document, (*key, "metrics"))
+    if task.held_out and scored_split(task, "test") is None:
+        yield MultituneError(
+            f"The held-out task '{name}' has nothing to be scored on.", document.where(key), "Give it a test source."
+        )
+    if not task.held_out and task.train is None:
+        yield MultituneError(
+            f"The task '{name}' has no train source.", document.where(key), "Add train, or say held_out: true."
+        )
+    if recipe.model.form == "encoder" and task.kind in ("generate", "choose"):
+        yield MultituneError(
+            f"An encoder has one head per task and cannot answer tasks of kind {task.kind}.",
+            document.where((*key, "kind")),
+            "Make it kind label or regress, or take a causal or encoder-decoder model.",
+        )
+
+
+def _check_origin(source: Source, document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    """Check what can be known of a generator or hub data set before it is called."""
+    if source.hub is not None and source.split is None:
+        yield MultituneError(
+            f"The hub data set '{source.hub}' has several splits.",
+            document.where(key),
+            "Add split: train, for example.",
+        )
+    module, colon, name = (source.generator or "").partition(":")
+    if source.generator is not None and not (module and colon and name):
+        yield MultituneError(
+            f"'{source.generator}' names no generator.",
+            document.where((*key, "generator")),
+            "Write package.module:function, or synthetic:SKILL.",
+        )
+    elif module == "synthetic" and name not in (skills := [*SKILLS, *HELD_OUT_SKILLS]):
+        yield MultituneError(
+            f"There is no synthetic skill '{name}'.{nearest(name, skills)}",
+            document.where((*key, "generator")),
+            f"Use one of: {', '.join(skills)}.",
+        )
+
+
+def _check_metric(name: str, task: Task, document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    try:
+        kinds = metric(name).kinds
+    except MultituneError as error:
+        yield MultituneError(error.what, document.where(key), error.mend)
+        return
+    if task.kind is not None and task.kind not in kinds:
+        yield MultituneError(
+            f"The metric {name} is for tasks of kind {' or '.join(kinds)}, not {task.kind}.",
+            document.where(key),
+            "Take it out, or leave metrics empty for those of the kind.",
+        )
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def _check_model_of(
+    name: str, step: TrainStep | ScoreStep, recipe: Recipe, document: Document
+) -> Iterator[MultituneError]:
+    models = [BASE, *(other for other, made in recipe.train_steps() if made.tasks != "each")]
+    if step.model not in models:
+        yield MultituneError(
+            f"There is no model '{step.model}'.{nearest(step.model, models)}",
+            document.where(("steps", name, "model")),
+            f"Use one of: {', '.join(models)}.",
+        )
+
+
+def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("steps", name)
+    known = recipe.training_tasks
+    if not known:
+        yield MultituneError(
+            "All tasks are held out; there is nothing to train on.", document.where(key), "Give one a train source."
+        )
+    named = step.tasks if isinstance(step.tasks, tuple) else known
+    yield from _check_task_names(named, known, recipe, document, (*key, "tasks"))
+    for task in step.training.task_weights:
+        if task not in named:
+            yield MultituneError(
+                f"There is no task '{task}' in this step.{nearest(task, named)}",
+                document.where((*key, "training", "task_weights", task)),
+                f"Use some of: {', '.join(named)}.",
+            )
+    if step.tasks != "each":
+        yield from _caught(partial(check_names, step.mixture, named), document, (*key, "mixture"))
+    yield from _check_adaptation(step, recipe, document, (*key, "adapt"))
+    for tracker in step.training.report_to:
+        if find_spec(tracker) is None:
+            yield MultituneError(
+                f"The package {tracker} is not installed.",
+                document.where((*key, "training", "report_to")),
+                f"pip install {tracker}, or take it out; the JSON-lines log is always written.",
+            )
+
+
+def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    if recipe.model.quantize is not None and step.model == BASE and step.adapt.method == "full":
+        yield MultituneError(
+            "Quantised weights cannot train.",
+            document.where(key),
+            "Choose an adapter (adapt: lora), or remove model.quantize.",
+        )
+
+
+def _check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    """Check that what a step leaves can be trained further where another step does so."""
+    for name, step in recipe.train_steps():
+        start = recipe.steps.get(step.model)
+        if isinstance(start, TrainStep) and start.adapt.method != "full" and start.export == "adapter":
+            yield MultituneError(
+                f"The step '{step.model}' leaves an adapter, which cannot be trained further as it is.",
+                document.where(("steps", name, "model")),
+                f"Set steps.{step.model}.export to merged.",
+            )
+
+
+def _check_score(name: str, step: ScoreStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("steps", name)
+    named = step.tasks if isinstance(step.tasks, tuple) else tuple(recipe.tasks)
+    yield from _check_task_names(named, tuple(recipe.tasks), recipe, document, (*key, "tasks"))
+    tasks = [recipe.tasks[task] for task in named if task in recipe.tasks]
+    if tasks and not any(scored_split(task, step.split) for task in tasks):
+        yield MultituneError(
+            f"None of the tasks of '{name}' has {step.split} rows.",
+            document.where((*key, "split")),
+            "Give one of them a source, or score another split.",
+        )
+
+
+def _check_task_names(
+    named: tuple[str, ...], known: tuple[str, ...], recipe: Recipe, document: Document, key: KeyPath
+) -> Iterator[MultituneError]:
+    for place, task in enumerate(named):
+        if task not in known:
+            held_out = task in recipe.tasks
+            what = (
+                f"The task '{task}' is held out." if held_out else f"There is no task '{task}'.{nearest(task, known)}"
+            )
+            yield MultituneError(what, document.where((*key, place)), f"Use some of: {', '.join(known)}.")
+        elif task in named[:place]:
+            yield MultituneError(f"The task '{task}' is named twice.", document.where((*key, place)), "Name it once.")
+
+
+def _caught(check: Callable[[], Any], document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    """Run a check of another room and yield its error with this file's line."""
+    try:
+        check()
+    except MultituneError as error:
+        yield MultituneError(error.what, document.where(key), error.mend)
