@@ -19,7 +19,7 @@ STYLES = {"better": "bold green", "worse": "bold red", "unclear": "dim"}
 def tables(runs: Sequence[Path]) -> Iterator[Table]:
     """Yield a printable table of training tasks, and one of held-out tasks where there are some.
 
-    A difference is bold where its 95 % interval leaves out zero; a sign and the interval say the same without colour.
+    A difference carries a star (and a colour) where its 95 % interval leaves out zero; the report shows the intervals.
 
     Args:
         runs: run folders with scores.
@@ -32,11 +32,19 @@ def tables(runs: Sequence[Path]) -> Iterator[Table]:
 def _printable(table: Comparison) -> Table:
     from rich.table import Table
 
-    printable = Table(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    printable = Table(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        caption="* the 95 % interval of the difference leaves out zero",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1),
+    )
     printable.add_column("task", overflow="fold")
     printable.add_column("metric")
-    for name in ("n", *table.arms, *(f"{c.arm} - {c.against}" for c in table.contrasts)):
-        printable.add_column(name, justify="right")
+    for name in ("n", *table.arms, *(f"{c.arm}\n- {c.against}" for c in table.contrasts)):
+        printable.add_column(name, justify="right", no_wrap=True)
     for row in table.rows:
         printable.add_row(*_cells(row, table))
     for row in table.means:
@@ -57,5 +65,5 @@ def _cells(row: TaskRow, table: Comparison) -> Iterator[str]:
 
 def _told(difference: Difference) -> str:
     style = STYLES[difference.verdict]
-    interval = "" if difference.low is None else f" ({difference.low:+.3f} to {difference.high:+.3f})"
-    return f"[{style}]{difference.value:+.3f}{interval}[/{style}]"
+    star = " " if difference.verdict == "unclear" else "*"
+    return f"[{style}]{difference.value:+.3f}{star}[/{style}]"

@@ -30,7 +30,7 @@ from multitune.training.monitor import TaskMonitor, TaskSums
 Batch = dict[str, Tensor]
 
 
-class EvenBatches(Dataset):  # type: ignore[type-arg]
+class EvenBatches(Dataset[Batch]):
     """The micro-batches, filled up with empty ones to a multiple of the number of processes.
 
     Without them the last optimiser step would leave some processes without a forward pass, and they would wait forever
@@ -83,7 +83,8 @@ class MultiTaskTrainer(Trainer):
         fingerprint: str,
         callbacks: list[TrainerCallback],
     ) -> None:
-        super().__init__(model, args, train_dataset=EvenBatches(batches, args.world_size), callbacks=callbacks)
+        self.even_batches = EvenBatches(batches, args.world_size)
+        super().__init__(model, args, train_dataset=self.even_batches, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
         self.model_accepts_loss_kwargs = False
         self.batches = batches
@@ -99,9 +100,9 @@ class MultiTaskTrainer(Trainer):
 
     # -- data ----------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+    def get_train_dataloader(self) -> DataLoader:
         """One item is one micro-batch; the order is the mixture's, never shuffled here."""
-        loader = DataLoader(self.train_dataset, batch_size=1, collate_fn=_only_item, shuffle=False)
+        loader = DataLoader(self.even_batches, batch_size=1, collate_fn=_only_item, shuffle=False)
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> tuple:
@@ -178,6 +179,7 @@ class MultiTaskTrainer(Trainer):
         random_states = self._random_states()
         if not self.args.should_save:
             return
+        assert self.args.output_dir is not None and self.optimizer is not None
         folder = Path(self.args.output_dir)
         try:
             checkpoints.write_checkpoint(
@@ -198,6 +200,7 @@ class MultiTaskTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
+            assert self.optimizer is not None
             checkpoints.load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
     def _random_states(self) -> dict[str, Tensor]:
