@@ -14,7 +14,7 @@ from multitune.errors import MultituneError, MultituneErrors
 
 # The class of every usage error (missing argument, unknown option); typer exports only its child BadParameter, and
 # keeps the parent in click or in its own copy of click, depending on the version.
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
