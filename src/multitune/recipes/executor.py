@@ -197,7 +197,8 @@ class _Executor:
 
         place = self.folder.node(node.name)
         splits = {name: scored_split(self.recipe.tasks[name], node.config.split) for name in node.tasks}
-        inputs = fingerprint.score_fingerprint(node, self.recipe, self.models[node.model], splits)
+        tasks = self.tasks(node.tasks)
+        inputs = fingerprint.score_fingerprint(node, self.recipe, tasks, self.models[node.model], splits)
         if finished := read_finished(place / "scores.json", inputs):
             self._to_scoreboard(node, finished["rows"])
             logger.info("%s is scored already", node.model)

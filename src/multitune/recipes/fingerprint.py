@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ SCORE_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
 _ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
+_ONLY_TRAINED = {"train", "validation", "test", "weight", "tags", "held_out"}  # the scored rows are digested themselves
 _ONLY_LOGGED = {"logging_steps", "save_steps", "save_total_limit", "report_to"}
 
 
@@ -34,7 +35,7 @@ def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
         {
             "version": TRAIN_VERSION,
             "step": node.step.model_dump(mode="json", exclude={"tasks": True, "training": _ONLY_LOGGED}),
-            "tasks": [task.model_dump(mode="json", exclude=_ONLY_SCORED) for task in tasks],
+            "tasks": [task.model_dump(mode="json", exclude={*_ONLY_SCORED, "train"}) for task in tasks],
             "rows": [_rows(task, "train", recipe.folder) for task in tasks],
             "cut": [_fractions(task) for task in tasks],
             "seed": recipe.seed,
@@ -43,22 +44,25 @@ def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
     )
 
 
-def score_fingerprint(node: ScoreNode, recipe: Recipe, model: str, splits: Mapping[str, Split | None]) -> str:
+def score_fingerprint(
+    node: ScoreNode, recipe: Recipe, tasks: Sequence[Task], model: str, splits: Mapping[str, Split | None]
+) -> str:
     """Digest a score node: its settings, the scored rows, the seed of the intervals and the model.
 
     Args:
         node: the node.
-        recipe: for tasks and seed.
+        recipe: for folder and seed.
+        tasks: its tasks, resolved: what is inferred from training rows decides the scores too.
         model: fingerprint of the model that it scores.
         splits: the split on which every task is scored.
     """
-    tasks = [recipe.tasks[name] for name in node.tasks]
     return digest(
         {
             "version": SCORE_VERSION,
             "score": node.config.model_dump(mode="json"),
-            "tasks": [task.model_dump(mode="json", exclude={"weight"}) for task in tasks],
-            "rows": [_rows(task, split, recipe.folder) for task in tasks if (split := splits[task.name])],
+            "tasks": [task.model_dump(mode="json", exclude=_ONLY_TRAINED) for task in tasks],
+            "rows": [(split, _rows(task, split, recipe.folder)) for task in tasks if (split := splits[task.name])],
+            "cut": [_fractions(task) for task in tasks],
             "seed": recipe.seed,
             "model": model,
         }
@@ -92,10 +96,13 @@ def digest(value: Any) -> str:
 
 
 def _rows(task: Task, split: Split, folder: Path) -> str:
+    """Digest the rows of a split; where they are a share of train, those of train and how many are read."""
     source = task.source(split)
-    if source is not None and source.fraction is not None:
-        source = task.train
-    return source_fingerprint(source, folder) if source is not None else ""
+    if source is None:
+        return ""
+    if source.fraction is not None and task.train is not None:
+        return f"{source_fingerprint(task.train, folder)}/{source.rows}"
+    return source_fingerprint(source, folder)
 
 
 def _fractions(task: Task) -> list[float | None]:

@@ -61,8 +61,7 @@ class RunFolder:
             for name in _OWN:
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-        write_whole(self.path / "recipe.yaml", text)
+        write_whole(self.path / "recipe.yaml", resolved_text(recipe))
         if not (self.path / "run.json").exists():
             write_whole(self.path / "run.json", json.dumps(_facts(recipe, command), indent=2) + "\n")
 
@@ -97,6 +96,17 @@ class RunFolder:
                     "Another run is writing this folder.", str(self.path), "Wait for it, or choose another --out."
                 ) from error
             yield
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """Return the recipe with every default as YAML, its paths absolute, so that it can be run from where it lies."""
+    resolved = recipe.model_dump(mode="json", exclude_none=True)
+    for name, task in recipe.tasks.items():
+        for split in ("train", "validation", "test"):
+            source = task.source(split)
+            if source is not None and source.path is not None:
+                resolved["tasks"][name][split]["path"] = str(recipe.folder / Path(source.path).expanduser())
+    return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
 def read_finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
