@@ -79,17 +79,17 @@ class Whisker:
     dots: tuple[float, ...]
 
 
-def line_panel(title: str, series: Sequence[Series], *, width: float, height: float, from_zero: bool) -> Panel:
+def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, width: float, height: float) -> Panel:
     """Return one chart of several lines with labels at their ends.
 
     Args:
-        series: at least one, each with at least one point; series of the same name look the same.
-        from_zero: whether the vertical axis begins at zero.
+        series: at least one, each with at least one point, values at least 0; series of the same name look the same.
+        names: every name of the page in order, so that a name looks the same in every chart.
     """
     left, right, top, bottom = 40.0, width - 62.0, 10.0, height - 22.0
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
-    y_values = round_values(0.0 if from_zero else min(ys), max(ys), at_most=4)
+    y_values = round_values(0.0, max(ys), at_most=4)
     x_values = round_values(0.0, max(xs), at_most=4)
     x_end, y_low, y_high = max(xs), y_values[0], y_values[-1]
 
@@ -99,7 +99,7 @@ def line_panel(title: str, series: Sequence[Series], *, width: float, height: fl
     def y_place(y: float) -> float:
         return round(bottom - (bottom - top) * (y - y_low) / (y_high - y_low), 1)
 
-    ranks = {name: min(rank, 3) for rank, name in enumerate(dict.fromkeys(one.name for one in series))}
+    ranks = {one.name: min(names.index(one.name), 3) for one in series}
     lines = tuple(
         Line(
             name=one.name,

@@ -133,9 +133,8 @@ def is_alone(run: Run, arm: str) -> bool:
 def _comparison(runs: Sequence[Run]) -> Comparison:
     first = runs[0]
     arms = tuple(dict.fromkeys(arm_of(first, node) for node in first.nodes))
-    tasks = dict.fromkeys(str(row["task"]) for row in first.scores)
-    trained = [task for task in tasks if not is_held_out(first, task)]
-    held_out = [task for task in tasks if is_held_out(first, task)]
+    trained = [task for task in first.tasks if not is_held_out(first, task)]
+    held_out = [task for task in first.tasks if is_held_out(first, task)]
     scores = _ExampleScores(runs)
     tables = [
         _table(title, names, arms, runs, scores)
@@ -168,7 +167,9 @@ class _ExampleScores:
         return self._read[place]
 
 
-def _table(title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], scores: _ExampleScores) -> Table:
+def _table(
+    title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], scores: _ExampleScores
+) -> Table:
     found = [_task_row(task, arms, runs, scores) for task in tasks]
     rows = [row for row, _ in found]
     shown = tuple(arm for arm in arms if any(arm in row.scores for row in rows))
@@ -185,11 +186,13 @@ def _table(title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequen
 
 
 def _contrasts(run: Run, arms: Sequence[str]) -> list[Contrast]:
-    """Every arm against the base; the last joint arm also against each arm that trains tasks alone."""
+    """Every joint arm against the base, and the last one against each arm that trains tasks alone."""
     joint = [arm for arm in arms if arm != BASE and not is_alone(run, arm)]
     alone = [arm for arm in arms if is_alone(run, arm)]
-    found = [Contrast(arm, BASE) for arm in (*joint, *alone) if BASE in arms]
-    return found + [Contrast(joint[-1], arm) for arm in alone if joint]
+    if not joint:
+        return [Contrast(arm, BASE) for arm in alone if BASE in arms]
+    against_base = [Contrast(arm, BASE) for arm in joint if BASE in arms]
+    return against_base + [Contrast(joint[-1], arm) for arm in alone]
 
 
 def _task_row(

@@ -48,7 +48,11 @@ def render(parts: Sequence[dict[str, Any]]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"score": score_text, "signed": signed_text, "duration": facts.duration, "key": key}
     return environment.get_template("report.html").render(parts=parts, version=__version__, base=BASE)
@@ -73,10 +77,8 @@ def part(comparison: Comparison) -> dict[str, Any]:
 
 
 def headline(table: Table) -> dict[str, Any]:
-    """Return a table in one sentence: how many tasks the last joint arm made better, worse, or left unclear."""
-    arm = next((c.arm for c in reversed(table.contrasts) if c.against == BASE), None)
-    joint = next((c for c in table.contrasts if c.against not in (BASE, c.arm)), None)
-    contrast = next((c for c in table.contrasts if c.against == BASE and c.arm == (joint.arm if joint else arm)), None)
+    """Return a table in one sentence: how many tasks the last arm made better, worse, or left unclear."""
+    contrast = next((one for one in reversed(table.contrasts) if one.against == BASE), None)
     if contrast is None:
         return {"title": table.title, "tasks": len(table.rows), "contrast": None}
     found = [row.differences[key(contrast)] for row in table.rows if key(contrast) in row.differences]

@@ -22,7 +22,7 @@ class Run:
         recipe: recipe.yaml as mappings; recipe_text: the same as written.
         facts: run.json (versions, command, machine, start).
         scores: the scoreboard's rows.
-        logs: per train node, the lines of its log in order.
+        logs: per train node, the lines of its log; nodes in the order of the recipe's steps.
         artifacts: per finished node, its artifact.json.
     """
 
@@ -49,6 +49,11 @@ class Run:
         """Every node with scores, in the order in which they were scored; the base first."""
         nodes = list(dict.fromkeys(str(row["step"]) for row in self.scores))
         return sorted(nodes, key=lambda node: node != BASE)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task with scores, in the order of the scoreboard."""
+        return list(dict.fromkeys(str(row["task"]) for row in self.scores))
 
     def task_settings(self, task: str) -> Mapping[str, Any]:
         """What the recipe says about a task; empty when the recipe names a suite file instead."""
@@ -86,10 +91,15 @@ def read_run(folder: Path) -> Run:
         )
     text = read_text(folder / "recipe.yaml")
     steps = folder / "steps"
-    nodes = sorted(path.name for path in steps.iterdir() if path.is_dir()) if steps.is_dir() else []
+    recipe = yaml.safe_load(text) or {}
+    order = list(recipe.get("steps") or {})
+    nodes = sorted(
+        (path.name for path in steps.glob("*") if path.is_dir()),
+        key=lambda node: (order.index(step) if (step := node.partition(".")[0]) in order else len(order), node),
+    )
     return Run(
         folder=folder,
-        recipe=yaml.safe_load(text) or {},
+        recipe=recipe,
         recipe_text=text,
         facts=read_json(folder / "run.json"),
         scores=pyarrow.parquet.read_table(board).to_pylist(),

@@ -83,7 +83,7 @@ def _by_verdict(earlier: dict[str, Prediction], answers: Sequence[Prediction]) -
 def _by_score(answers: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """Return answers that have a score but are neither right nor wrong, from both ends."""
     ordered = sorted(answers, key=lambda answer: -float(answer["score"]))
-    return dict(zip(SCORED, (ordered, ordered[:PER_KIND - 1 : -1]), strict=True))
+    return dict(zip(SCORED, (ordered, ordered[: PER_KIND - 1 : -1]), strict=True))
 
 
 def _sample(kind: str, before: Prediction | None, after: Prediction) -> Sample:

@@ -17,11 +17,10 @@ MOST_POINTS = 240
 
 @dataclass(frozen=True)
 class Curves:
-    """Charts of the loss: over all tasks, and one per task; ``several`` says whether names are needed in a legend."""
+    """Charts of the loss: over all tasks, and one per task."""
 
     overall: Panel | None
     tasks: tuple[Panel, ...]
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class MixtureTable:
 
 
 def loss_panels(runs: Sequence[Run]) -> Curves:
-    """Return the loss charts of runs that differ by seed only: one line per arm and run."""
+    """Return the loss charts of runs that differ by seed only: one line per arm and run; tasks as in the recipe."""
     overall: list[Series] = []
-    by_task: dict[str, list[Series]] = {}
+    by_task: dict[str, list[Series]] = {task: [] for task in runs[0].tasks}
     for run in runs:
         for node, lines in run.logs.items():
             arm = arm_of(run, node)
@@ -70,14 +69,18 @@ def loss_panels(runs: Sequence[Run]) -> Curves:
                 told = [(line["step"], line["tasks"][task]) for line in lines if task in line["tasks"]]
                 points = [(step, sums["loss"], float(sums["tokens"])) for step, sums in told]
                 by_task.setdefault(task, []).extend(_series(arm, points))
-    names = tuple(dict.fromkeys(one.name for series in by_task.values() for one in series))
+    names = arm_names(runs)
     return Curves(
-        overall=line_panel("Loss over all tasks", overall, width=560, height=230, from_zero=True) if overall else None,
+        overall=line_panel("Loss over all tasks", overall, names, width=560, height=230) if overall else None,
         tasks=tuple(
-            line_panel(task, series, width=264, height=150, from_zero=True) for task, series in by_task.items() if series
+            line_panel(task, series, names, width=264, height=150) for task, series in by_task.items() if series
         ),
-        names=names,
     )
+
+
+def arm_names(runs: Sequence[Run]) -> list[str]:
+    """Return the arms that trained, in the order of the recipe."""
+    return list(dict.fromkeys(arm_of(run, node) for run in runs for node in run.logs))
 
 
 def _series(name: str, points: Sequence[tuple[float, float | None, float]]) -> list[Series]:
@@ -112,7 +115,7 @@ def throughput(runs: Sequence[Run]) -> Throughput:
             if arm == node and len(lines) > 1:
                 course.append(Series(arm, [(line["step"], line["tokens_per_second"]) for line in lines]))
     speeds = tuple(_speed(arm, lines, steps_of[arm]) for arm, lines in lines_of.items())
-    panel = line_panel("Tokens per second", course, width=560, height=230, from_zero=True) if course else None
+    panel = line_panel("Tokens per second", course, arm_names(runs), width=560, height=230) if course else None
     return Throughput(speeds, panel)
 
 
@@ -155,7 +158,9 @@ def _portions(lines: Sequence[LogLine]) -> tuple[Portion, ...]:
     examples = {task: int(total(task, "examples")) for task in names}
     tokens = {task: int(total(task, "tokens")) for task in names}
     weight = {
-        task: sum(n * line["tasks"][task]["share"] for n, line in zip(steps, lines, strict=True) if task in line["tasks"])
+        task: sum(
+            n * line["tasks"][task]["share"] for n, line in zip(steps, lines, strict=True) if task in line["tasks"]
+        )
         for task in names
     }
     repeats = lines[-1].get("repeats", {})
