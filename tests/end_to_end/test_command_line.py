@@ -64,9 +64,7 @@ def test_from_files_to_a_report(recipe, files):
     assert again["done"] == []
 
     model = files / "out" / "steps" / "joint" / "model"
-    scored = json.loads(
-        multitune("score", model, "--tasks", "recipe.yaml", "--rows", 4, "--json", folder=files).stdout
-    )
+    scored = json.loads(multitune("score", model, "--tasks", "recipe.yaml", "--rows", 4, "--json", folder=files).stdout)
     rows = {score["task"]: score["metrics"] for score in scored["scores"]}
     reported = json.loads((files / "out" / "steps" / "joint" / "scores.json").read_text())["rows"]
     for row in reported:
@@ -84,7 +82,15 @@ def test_mistakes_leave_with_code_two_and_nothing_behind(recipe, files):
 
 def test_a_model_that_cannot_be_reached_says_how_to_give_a_path(recipe, files):
     done = multitune(
-        "run", "recipe.yaml", "--out", "out", "--set", "model=nobody/nothing", folder=files, expect=2, HF_HUB_OFFLINE="1"
+        "run",
+        "recipe.yaml",
+        "--out",
+        "out",
+        "--set",
+        "model=nobody/nothing",
+        folder=files,
+        expect=2,
+        HF_HUB_OFFLINE="1",
     )
     assert "nobody/nothing" in done.stderr
     assert "path" in done.stderr

@@ -130,7 +130,7 @@ def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, wi
 
 
 def whisker(
-    value: float, low: float | None, high: float | None, runs: Sequence[float], *, reach: float, width: float = 150.0
+    value: float, low: float | None, high: float | None, runs: Sequence[float], *, reach: float, width: float = 130.0
 ) -> Whisker:
     """Return a dot with its interval, on a scale from -reach to +reach."""
 

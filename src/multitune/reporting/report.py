@@ -1,4 +1,4 @@
-"""Writes report.html: one self-contained page about one or several runs, without scripts, fonts or images from elsewhere."""
+"""Writes report.html: one page about one or several runs that needs no script, font or image from elsewhere."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def score_text(value: float) -> str:
 
 
 def signed_text(value: float) -> str:
-    """Return a difference with its sign, the minus as long as the plus."""
+    """Return a difference with its sign, the minus as long as the plus; what rounds to zero has none."""
     text = f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return text.replace("-", "\N{MINUS SIGN}") if text.strip("+-0.") else text[1:]
