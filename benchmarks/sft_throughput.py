@@ -1,7 +1,7 @@
 """Labelled tokens per second of supervised fine-tuning: multitune, trl's SFTTrainer with packing, a padded Trainer.
 
-Every arm trains the same Llama (random weights of one seed, 32k vocabulary) on the same examples with the same optimiser,
-learning rate and token-mean loss. Arms run as processes of their own in the order A B C C B A, so that drift of the
+Every arm trains the same Llama (random weights of one seed, 32k vocabulary) on the same examples with the same
+optimiser, learning rate and token-mean loss. Arms run as processes of their own in the order A B C C B A, so that drift of the
 machine hits all alike; the ratio is taken over the process time of the training loop, without imports and set-up.
 
     python benchmarks/sft_throughput.py --threads 2 --out result.json
@@ -28,7 +28,7 @@ LEARNING_RATE = 1e-3
 
 
 def make_examples(count: int, lengths: str, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Return (prompt, target) token lists whose target repeats the prompt's pattern, so that there is a loss to lower."""
+    """Return (prompt, target) token lists; their words follow one skewed distribution, so there is a loss to lower."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def make_examples(count: int, lengths: str, seed: int) -> list[tuple[list[int], 
         prompt_length = max(1, min(length - 2, round(PROMPT_SHARE * length)))
         # a Zipf-like draw from a small part of the vocabulary: a unigram distribution is learnable within few steps
         words = 2 + np.minimum(generator.zipf(1.3, size=length - 1), VOCABULARY - 3)
-        tokens = words.tolist() + [END]
+        tokens = [*words.tolist(), END]
         examples.append((tokens[:prompt_length], tokens[prompt_length:]))
     return examples
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-POEM = "the cat sat on the mat and the dog ran to the log while the sun hid".split()
+POEM = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "ran", "to", "the", "log", "while", "the", "sun"]
 
 
 def multitune(*arguments, folder, expect=0, **environment):
@@ -141,7 +141,8 @@ def test_the_door_is_light():
         "import sys; sys.argv = ['multitune', '--help']\n"
         "from multitune.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "heavy = [m for m in ('torch', 'transformers', 'datasets', 'peft', 'pyarrow', 'numpy', 'pydantic') if m in sys.modules]\n"
+        "names = ('torch', 'transformers', 'datasets', 'peft', 'pyarrow', 'numpy', 'pydantic')\n"
+        "heavy = [name for name in names if name in sys.modules]\n"
         "print('heavy:', heavy)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ def loss(aggregation, nll=NLL, task=TASK, example=EXAMPLE, weights=(1.0, 1.0), t
 
 @pytest.mark.parametrize(
     ("aggregation", "value"),
-    [("token_mean", 22 / 7), ("sample_mean", 17 / 6), ("task_token_mean", (19 / 6 + 3) / 2), ("task_sample_mean", 2.875)],
+    [("token_mean", 22 / 7), ("sample_mean", 17 / 6), ("task_token_mean", 37 / 12), ("task_sample_mean", 2.875)],
 )
 def test_worked_batch(aggregation, value):
     assert loss(aggregation) == pytest.approx(value, abs=1e-6)

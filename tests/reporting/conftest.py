@@ -61,7 +61,7 @@ def predictions(task: str, accuracy: float, n: int, generator: np.random.Generat
         {
             "id": f"test.jsonl:{i}",
             "where": f"data/{task}/test.jsonl:{i + 1}",
-            "prompt": f"Review: sentence {i} of {task}, told at some length so that a line has to wrap somewhere.\nLabel:",
+            "prompt": f"Review: sentence {i} of {task}, told at such length that a line has to wrap.\nLabel:",
             "prediction": "positive" if right[i] else "negative",
             "reference": "positive",
             "correct": bool(right[i]),

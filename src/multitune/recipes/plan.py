@@ -348,7 +348,7 @@ def effective_shares(
 
 
 def forecast_memory(facts: ModelFacts, trainable: int | None, positions: int) -> int:
-    """Forecast peak bytes: weights + 12 per trainable parameter (gradient and two Adam moments in float32) + activations.
+    """Forecast peak bytes: weights, 12 per trainable parameter (gradient, two Adam moments in float32), activations.
 
     Activations are about 34 bytes per position, layer and unit of width in 16 bits, twice that in float32 (Korthikanti
     et al., arXiv:2205.05198, equation 2, without the attention matrix).

@@ -285,7 +285,7 @@ def _difference(by_run: Sequence[float], interval: tuple[float, float] | None, h
 
 
 def main_metric(run: Run, task: str) -> tuple[str, str]:
-    """Return the metric and split that stand for a task: its first ones on the scoreboard, the test split before others."""
+    """Return the metric and split that stand for a task: its first on the scoreboard, the test split before others."""
     rows = [row for row in run.scores if row["task"] == task]
     first = next((row for row in rows if row["split"] == "test"), rows[0])
     return str(first["metric"]), str(first["split"])

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from multitune.tasks.synthetic import SKILLS, Document, document
 
-TEXT_WEIGHT = 0.1  # of a token that is no answer; the inputs are mostly random, so little can be learned from them
+TEXT_WEIGHT = 0.03  # of a token that is no answer; the inputs are mostly random, so little can be learned from them
 
 
 @dataclass(frozen=True, slots=True)
