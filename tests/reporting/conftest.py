@@ -8,37 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from multitune.scoring.predictions import Prediction, write_predictions
+from multitune.scoring.scoreboard import Scoreboard
+
 TRAINED = {"sst2": 300, "subj": 300, "mpqa": 260, "tweet_emotion": 200, "tweet_offensive": 180, "clinc150": 400}
 HELD_OUT = {"copy_letters": 120, "reverse_words": 120, "sort_numbers": 120}
-BASE_ACCURACY = {
-    "sst2": 0.52,
-    "subj": 0.5,
-    "mpqa": 0.66,
-    "tweet_emotion": 0.27,
-    "tweet_offensive": 0.7,
-    "clinc150": 0.02,
-}
-JOINT_ACCURACY = {
-    "sst2": 0.84,
-    "subj": 0.9,
-    "mpqa": 0.85,
-    "tweet_emotion": 0.71,
-    "tweet_offensive": 0.7,
-    "clinc150": 0.82,
-}
-ALONE_ACCURACY = {
-    "sst2": 0.83,
-    "subj": 0.91,
-    "mpqa": 0.81,
-    "tweet_emotion": 0.58,
-    "tweet_offensive": 0.71,
-    "clinc150": 0.83,
-}
+BASE_ACCURACY = dict(zip(TRAINED, (0.52, 0.5, 0.66, 0.27, 0.7, 0.02), strict=True))
+JOINT_ACCURACY = dict(zip(TRAINED, (0.84, 0.9, 0.85, 0.71, 0.7, 0.82), strict=True))
+ALONE_ACCURACY = dict(zip(TRAINED, (0.83, 0.91, 0.81, 0.58, 0.71, 0.83), strict=True))
 
 
 def recipe(seed: int, alone: bool, name: str = "first-light") -> dict[str, Any]:
@@ -53,20 +33,20 @@ def recipe(seed: int, alone: bool, name: str = "first-light") -> dict[str, Any]:
     return {"name": name, "seed": seed, "model": {"name": "tiny"}, "tasks": tasks, "steps": steps}
 
 
-def predictions(task: str, accuracy: float, n: int, generator: np.random.Generator) -> list[dict[str, Any]]:
-    """One answer per example; easy examples (low index in a fixed shuffle) are right first, so answers are paired."""
-    difficulty = np.random.default_rng(len(task)).permutation(n) / n
-    right = difficulty + generator.normal(0, 0.08, n) < accuracy
+def answers_to(task: str, accuracy: float, n: int, generator: np.random.Generator) -> list[Prediction]:
+    """One answer per example; examples that are easy in one model are easy in all, as in life."""
+    difficulty_n = np.random.default_rng(len(task)).permutation(n) / n
+    right_n = difficulty_n + generator.normal(0, 0.08, n) < accuracy
     return [
-        {
-            "id": f"test.jsonl:{i}",
-            "where": f"data/{task}/test.jsonl:{i + 1}",
-            "prompt": f"Review: sentence {i} of {task}, told at such length that a line has to wrap.\nLabel:",
-            "prediction": "positive" if right[i] else "negative",
-            "reference": "positive",
-            "correct": bool(right[i]),
-            "score": float(right[i]),
-        }
+        Prediction(
+            id=f"test.jsonl:{i}",
+            where=f"data/{task}/test.jsonl:{i + 1}",
+            prompt=f"Review: sentence {i} of {task}, told at some length so that a line has to wrap.\nLabel:",
+            prediction="positive" if right_n[i] else "negative",
+            reference="positive",
+            correct=bool(right_n[i]),
+            score=float(right_n[i]),
+        )
         for i in range(n)
     ]
 
@@ -109,16 +89,14 @@ def write_run(folder: Path, *, seed: int = 0, alone: bool = True, name: str = "f
     rows: list[dict[str, Any]] = []
 
     def scored(node: str, task: str, accuracy: float, n: int, metric: str) -> None:
-        answers = predictions(task, accuracy, n, generator)
-        place = folder / "steps" / node / "predictions"
-        place.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(answer) + "\n" for answer in answers)
-        (place / f"{task}.jsonl").write_text(text, encoding="utf-8")
-        value = sum(answer["score"] for answer in answers) / n
+        answers = answers_to(task, accuracy, n, generator)
+        write_predictions(folder / "steps" / node / "predictions" / f"{task}.jsonl", answers)
+        value = sum(answer.score for answer in answers) / n
         shared = {"run": name, "step": node, "model": "tiny", "task": task, "split": "test", "n": n, "seed": seed}
         rows.append(shared | {"metric": metric, "value": value, "low": value - 0.05, "high": value + 0.05})
         if metric == "accuracy":
-            rows.append(shared | {"metric": "macro_f1", "value": value * 0.97, "low": None, "high": None})
+            macro = value * 0.97
+            rows.append(shared | {"metric": "macro_f1", "value": macro, "low": macro - 0.06, "high": macro + 0.06})
 
     for task, n in TRAINED.items():
         scored("base", task, BASE_ACCURACY[task], n, "accuracy")
@@ -148,7 +126,7 @@ def write_run(folder: Path, *, seed: int = 0, alone: bool = True, name: str = "f
     }
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "scoreboard.parquet")
+    Scoreboard(rows).save(folder / "scoreboard.parquet")
     return folder
 
 

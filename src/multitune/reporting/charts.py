@@ -68,15 +68,34 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A value with its interval, () where unknown, and the single runs' values where there are several."""
+
+    value: float
+    interval: tuple[float, ...]
+    runs: tuple[float, ...]
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """Every number that has to fit into a drawing."""
+        return (self.value, *self.interval, *self.runs)
+
+    def over(self, unit: float) -> Mark:
+        """Return the same mark measured in another unit."""
+        return Mark(
+            self.value / unit, tuple(end / unit for end in self.interval), tuple(run / unit for run in self.runs)
+        )
+
+
+@dataclass(frozen=True)
 class Whisker:
-    """A dot with its interval on a scale that is symmetric about zero; ``dots`` are the single runs."""
+    """A drawn mark: places of zero, the dot, the ends of the interval (() where unknown) and the single runs."""
 
     width: float
     zero: float
     dot: float
-    low: float | None
-    high: float | None
-    dots: tuple[float, ...]
+    interval: tuple[float, ...]
+    runs: tuple[float, ...]
 
 
 def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, width: float, height: float) -> Panel:
@@ -129,21 +148,19 @@ def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, wi
     )
 
 
-def whisker(
-    value: float, low: float | None, high: float | None, runs: Sequence[float], *, reach: float, width: float = 130.0
-) -> Whisker:
-    """Return a dot with its interval, on a scale from -reach to +reach."""
+def whisker(mark: Mark, *, low: float, high: float, width: float) -> Whisker:
+    """Return a mark on a scale from low to high, low <= 0 <= high; a scale of one point has zero in its middle."""
 
     def place(x: float) -> float:
-        return round(width / 2 + (width / 2 - 6) * max(-1.0, min(1.0, x / (reach or 1.0))), 1)
+        inside = (x - low) / (high - low) if high > low else 0.5
+        return round(6 + (width - 12) * inside, 1)
 
     return Whisker(
         width=width,
-        zero=width / 2,
-        dot=place(value),
-        low=None if low is None else place(low),
-        high=None if high is None else place(high),
-        dots=tuple(place(run) for run in runs) if len(runs) > 1 else (),
+        zero=place(0.0),
+        dot=place(mark.value),
+        interval=tuple(map(place, mark.interval)),
+        runs=tuple(map(place, mark.runs)),
     )
 
 

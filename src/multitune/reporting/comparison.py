@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
-from multitune.reporting.intervals import interval_of_mean, mean_over_runs, paired_differences, scores_by_example
+from multitune.reporting.intervals import Pair, aligned_differences, interval_of_task_mean
 from multitune.reporting.run_folder import BASE, Run, read_predictions
+from multitune.scoring.predictions import Prediction
+from multitune.scoring.significance import paired_difference_over_seeds
 
 Verdict = Literal["better", "worse", "unclear"]
-Scores = Mapping[tuple[str, int], float]
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,9 @@ def _comparison(runs: Sequence[Run]) -> Comparison:
     arms = tuple(dict.fromkeys(arm_of(first, node) for node in first.nodes))
     trained = [task for task in first.tasks if not is_held_out(first, task)]
     held_out = [task for task in first.tasks if is_held_out(first, task)]
-    scores = _ExampleScores(runs)
+    answers = _Answers(runs)
     tables = [
-        _table(title, names, arms, runs, scores)
+        _table(title, names, arms, runs, answers)
         for title, names in (("Training tasks", trained), ("Held-out tasks", held_out))
         if names
     ]
@@ -152,25 +151,23 @@ def is_held_out(run: Run, task: str) -> bool:
     return bool(logged) and task not in logged
 
 
-class _ExampleScores:
-    """Every prediction file's scores by example, read once."""
+class _Answers:
+    """Every prediction file, read once."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self._read: dict[tuple[int, str, str], Scores] = {}
+        self._read: dict[tuple[int, str, str], list[Prediction]] = {}
 
-    def of(self, run: int, arm: str, task: str) -> Scores:
+    def of(self, run: int, arm: str, task: str) -> list[Prediction]:
         node = node_of(self.runs[run], arm, task)
         place = (run, node, task)
         if place not in self._read:
-            self._read[place] = scores_by_example(read_predictions(self.runs[run], node, task))
+            self._read[place] = read_predictions(self.runs[run], node, task)
         return self._read[place]
 
 
-def _table(
-    title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], scores: _ExampleScores
-) -> Table:
-    found = [_task_row(task, arms, runs, scores) for task in tasks]
+def _table(title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], answers: _Answers) -> Table:
+    found = [_task_row(task, arms, runs, answers) for task in tasks]
     rows = [row for row, _ in found]
     shown = tuple(arm for arm in arms if any(arm in row.scores for row in rows))
     contrasts = tuple(c for c in _contrasts(runs[0], arms) if any(key(c) in row.differences for row in rows))
@@ -196,9 +193,9 @@ def _contrasts(run: Run, arms: Sequence[str]) -> list[Contrast]:
 
 
 def _task_row(
-    task: str, arms: Sequence[str], runs: Sequence[Run], scores: _ExampleScores
-) -> tuple[TaskRow, dict[str, list[np.ndarray]]]:
-    """Return a task's row, and per contrast the strata of paired differences that its interval came from."""
+    task: str, arms: Sequence[str], runs: Sequence[Run], answers: _Answers
+) -> tuple[TaskRow, dict[str, list[Pair]]]:
+    """Return a task's row, and per contrast the answers that its interval came from."""
     metric, split = main_metric(runs[0], task)
     values: dict[str, list[float]] = {}
     n = 0
@@ -208,40 +205,42 @@ def _task_row(
             values[arm] = [entry[0] for entry in found if entry is not None]
             n = max(n, *(entry[1] for entry in found if entry is not None))
     higher = higher_is_better(metric)
-    differences, strata_of = {}, {}
+    differences, pairs_of = {}, {}
     for contrast in _contrasts(runs[0], arms):
         if contrast.arm in values and contrast.against in values:
-            strata = _strata(task, contrast, values, len(runs), scores)
-            interval = interval_of_mean(strata) if strata else None
+            pairs = _pairs(task, contrast, values, len(runs), answers)
             by_run = [a - b for a, b in zip(values[contrast.arm], values[contrast.against], strict=True)]
-            differences[key(contrast)] = _difference(by_run, interval, higher)
-            strata_of[key(contrast)] = strata
-    row = TaskRow(task, metric, n, higher, {arm: _measured(runs_) for arm, runs_ in values.items()}, differences)
-    return row, strata_of
+            differences[key(contrast)] = _difference(by_run, _interval(pairs), higher)
+            pairs_of[key(contrast)] = pairs
+    row = TaskRow(task, metric, n, higher, {arm: _measured(by_run) for arm, by_run in values.items()}, differences)
+    return row, pairs_of
 
 
-def _strata(
-    task: str, contrast: Contrast, values: Mapping[str, list[float]], runs: int, scores: _ExampleScores
-) -> list[np.ndarray]:
-    """Return the paired differences to resample: one array over all runs where they scored the same examples, else
-    one array per run; [] where the score is not the mean of the examples' scores (macro-F1, correlations)."""
-    sides = {arm: [scores.of(run, arm, task) for run in range(runs)] for arm in (contrast.arm, contrast.against)}
-    for arm, by_run in sides.items():
-        for run_scores, value in zip(by_run, values[arm], strict=True):
-            if not run_scores or abs(sum(run_scores.values()) / len(run_scores) - value) > 1e-6:
+def _pairs(
+    task: str, contrast: Contrast, values: Mapping[str, list[float]], runs: int, answers: _Answers
+) -> list[Pair]:
+    """Return each run's answers on both sides; [] where nothing was kept, where runs scored other examples, or where
+    the score is not the mean of the examples' scores (macro-F1, correlations)."""
+    pairs: list[Pair] = []
+    for run in range(runs):
+        before, after = answers.of(run, contrast.against, task), answers.of(run, contrast.arm, task)
+        for arm, side in ((contrast.against, before), (contrast.arm, after)):
+            if not side or abs(statistics.fmean(one.score for one in side) - values[arm][run]) > 1e-6:
                 return []
-    after, before = sides[contrast.arm], sides[contrast.against]
-    mean_after, mean_before = mean_over_runs(after), mean_over_runs(before)
-    if mean_after is not None and mean_before is not None:
-        strata = [paired_differences(mean_before, mean_after)]
-    else:
-        strata = [paired_differences(b, a) for b, a in zip(before, after, strict=True)]
-    return strata if all(len(stratum) for stratum in strata) else []
+        pairs.append((before, after))
+    return pairs if aligned_differences(pairs).size else []
+
+
+def _interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
+    if not pairs:
+        return None
+    found = paired_difference_over_seeds(pairs)
+    return found.low, found.high
 
 
 def _mean_row(
     rows: Sequence[TaskRow],
-    strata_of: Sequence[Mapping[str, list[np.ndarray]]],
+    pairs_of: Sequence[Mapping[str, list[Pair]]],
     arms: Sequence[str],
     contrasts: Sequence[Contrast],
 ) -> TaskRow:
@@ -249,13 +248,12 @@ def _mean_row(
     full = [arm for arm in arms if all(arm in row.scores for row in rows)]
     scores = {arm: _measured(_column_means([row.scores[arm].runs for row in rows])) for arm in full}
     differences = {}
-    for contrast in contrasts:
-        name = key(contrast)
+    for name in map(key, contrasts):
         if all(name in row.differences for row in rows):
-            strata = [stratum for task in strata_of for stratum in task[name]]
-            known = all(task[name] for task in strata_of)
             by_run = _column_means([row.differences[name].runs for row in rows])
-            interval = interval_of_mean(strata) if known else None
+            interval = None
+            if all(task[name] for task in pairs_of):
+                interval = interval_of_task_mean([aligned_differences(task[name]) for task in pairs_of])
             differences[name] = _difference(by_run, interval, rows[0].higher_is_better)
     return TaskRow(
         task=f"mean of the {len(rows)} tasks",
@@ -303,8 +301,6 @@ def higher_is_better(metric: str) -> bool:
 
 
 def _value(run: Run, node: str, task: str, split: str, metric: str) -> tuple[float, int] | None:
-    wanted: Callable[[Mapping[str, Any]], bool] = lambda row: (  # noqa: E731
-        (row["step"], row["task"], row["split"], row["metric"]) == (node, task, split, metric)
-    )
-    found = [row for row in run.scores if wanted(row)]
+    wanted = (node, task, split, metric)
+    found = [row for row in run.scores if (row["step"], row["task"], row["split"], row["metric"]) == wanted]
     return (float(found[-1]["value"]), int(found[-1]["n"])) if found else None

@@ -54,6 +54,8 @@ def overview(runs: Sequence[Run]) -> list[Fact]:
     for name in HEADER_FACTS:
         if name == "seconds":
             found += _durations(runs)
+        elif name == "started" and first.facts.get(name):
+            found.append(Fact(name, str(first.facts[name]).replace("T", " ").replace("+00:00", " UTC")))
         elif first.facts.get(name):
             found.append(Fact(name, _told(first.facts[name])))
     versions = first.facts.get("versions")

@@ -1,59 +1,64 @@
-"""95 % intervals of paired differences, by resampling examples.
+"""The 95 % interval of a mean over tasks, by resampling runs and the examples inside each task.
 
-Shape legend: ``R`` resamples, ``n`` examples of one stratum.
+    mean = 1/T sum_t 1/K sum_k 1/n_t sum_i d_tki
+
+Every task keeps its say in every resample, whatever its size; one task alone is what
+``scoring.significance.paired_difference_over_seeds`` computes.
+
+Shape legend: ``T`` tasks, ``K`` runs, ``n`` aligned examples of a task, ``R`` resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-RESAMPLES = 2000
-Scores = Mapping[tuple[str, int], float]
+from multitune.scoring.predictions import Prediction
+from multitune.scoring.significance import RESAMPLES, TAILS
+
+Pair = tuple[Sequence[Prediction], Sequence[Prediction]]  # the answers before and after, of one run
 
 
-def scores_by_example(predictions: Sequence[Mapping[str, object]]) -> dict[tuple[str, int], float]:
-    """Return every example's score, keyed by its id and how often that id has come before (several templates)."""
+def aligned_differences(pairs: Sequence[Pair]) -> np.ndarray:
+    """Return score after minus score before, float64 [K, n], on the examples that all runs have on both sides.
+
+    Examples are told apart by their id and by how often that id has come before (several templates).
+    """
+    befores = [_by_example(before) for before, _ in pairs]
+    afters = [_by_example(after) for _, after in pairs]
+    common = set.intersection(*(set(scores) for scores in [*befores, *afters]))
+    keys = [key for key in afters[0] if key in common]
+    return np.array([[after[key] - before[key] for key in keys] for before, after in zip(befores, afters, strict=True)])
+
+
+def _by_example(predictions: Sequence[Prediction]) -> dict[tuple[str, int], float]:
     seen: dict[str, int] = {}
     scores = {}
     for prediction in predictions:
-        name = str(prediction["id"])
-        seen[name] = seen.get(name, -1) + 1
-        scores[name, seen[name]] = float(prediction["score"])  # type: ignore[arg-type]
+        seen[prediction.id] = seen.get(prediction.id, -1) + 1
+        scores[prediction.id, seen[prediction.id]] = prediction.score
     return scores
 
 
-def paired_differences(before: Scores, after: Scores) -> np.ndarray:
-    """Return after minus before for every example that both have, float64 [n], in the order of ``after``."""
-    return np.array([value - before[key] for key, value in after.items() if key in before], dtype=np.float64)
-
-
-def mean_over_runs(runs: Sequence[Scores]) -> dict[tuple[str, int], float] | None:
-    """Return every example's mean score over runs, or None when the runs scored different examples."""
-    first = runs[0]
-    if any(run.keys() != first.keys() for run in runs):
-        return None
-    return {key: sum(run[key] for run in runs) / len(runs) for key in first}
-
-
-def interval_of_mean(strata: Sequence[np.ndarray], *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean over strata of each stratum's mean.
-
-    Examples are drawn with replacement inside each stratum (a task, or a run), so that every stratum keeps its say
-    whatever its size (Efron & Tibshirani 1993, chapter 8).
+def interval_of_task_mean(difference_TKn: Sequence[np.ndarray], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the unweighted mean over tasks.
 
     Args:
-        strata: at least one array of differences, each float64 [n] with n >= 1.
+        difference_TKn: per task an array float64 [K, n]; K is the same for all, n is at least 1.
         seed: of the resampling; the same seed gives the same interval.
     """
     generator = np.random.default_rng(seed)
+    K = len(difference_TKn[0])
+    weight_RK = generator.multinomial(K, np.full(K, 1 / K), size=RESAMPLES) / K
     mean_R = np.zeros(RESAMPLES)
-    for stratum_n in strata:
-        n = len(stratum_n)
+    for difference_Kn in difference_TKn:
+        n = difference_Kn.shape[1]
         chunk = max(1, 1_000_000 // n)  # bounds the memory of large test sets
         for start in range(0, RESAMPLES, chunk):
-            rows = min(chunk, RESAMPLES - start)
-            mean_R[start : start + rows] += stratum_n[generator.integers(0, n, (rows, n))].mean(axis=1)
-    low, high = np.quantile(mean_R / len(strata), [0.025, 0.975])
+            rows = slice(start, min(RESAMPLES, start + chunk))
+            drawn_Rn = generator.integers(0, n, (rows.stop - rows.start, n))
+            mean_RK = np.stack([difference_n[drawn_Rn].mean(axis=1) for difference_n in difference_Kn], axis=1)
+            mean_R[rows] += (weight_RK[rows] * mean_RK).sum(axis=1)
+    low, high = np.percentile(mean_R / len(difference_TKn), TAILS)
     return float(low), float(high)

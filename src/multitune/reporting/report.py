@@ -10,7 +10,7 @@ from typing import Any
 from multitune import __version__
 from multitune.errors import MultituneError
 from multitune.reporting import charts, facts, training_curves
-from multitune.reporting.comparison import Comparison, Table, compare, key
+from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.run_folder import BASE, read_run
 from multitune.reporting.samples import pick_samples
 
@@ -90,29 +90,37 @@ def headline(table: Table) -> dict[str, Any]:
         "better": sum(one.verdict == "better" for one in found),
         "worse": sum(one.verdict == "worse" for one in found),
         "mean": mean,
+        "mean_of": 0 if mean is None else sum(row.metric == mean.metric for row in table.rows),
     }
 
 
 def whiskers(table: Table) -> dict[tuple[str, str], charts.Whisker]:
-    """Return every difference of a table as a dot with its interval, keyed by (task, contrast's key).
+    """Return every difference of a table as a dot with its interval, keyed by (task + metric, contrast's key).
 
-    Rows of one metric share a scale, so that lengths may be compared down the column; right is always better.
+    Down a column zero stands at one place, and rows of one metric share a scale; right is always better.
     """
-    rows = [*table.rows, *table.means]
-    reach: dict[str, float] = {}
-    for row in rows:
-        for one in row.differences.values():
-            ends = [abs(x) for x in (one.value, one.low, one.high, *one.runs) if x is not None]
-            reach[row.metric] = max(reach.get(row.metric, 0.0), *ends)
     drawn = {}
-    for row in rows:
-        for name, one in row.differences.items():
-            low, high, value, by_run = one.low, one.high, one.value, one.runs
-            if not row.higher_is_better:
-                low, high = (None if high is None else -high), (None if low is None else -low)
-                value, by_run = -value, tuple(-run for run in by_run)
-            drawn[row.task + row.metric, name] = charts.whisker(value, low, high, by_run, reach=reach[row.metric])
+    width = 200.0 if len(table.contrasts) == 1 else 110.0
+    for name in map(key, table.contrasts):
+        rows = [row for row in (*table.rows, *table.means) if name in row.differences]
+        marks = {row.task + row.metric: _improvement(row, row.differences[name]) for row in rows}
+        reach: dict[str, float] = {}
+        for row in rows:
+            ends = map(abs, marks[row.task + row.metric].ends)
+            reach[row.metric] = max(reach.get(row.metric, 0.0), *ends)
+        scaled = {row.task + row.metric: marks[row.task + row.metric].over(reach[row.metric] or 1.0) for row in rows}
+        low, high = min(min(mark.ends) for mark in scaled.values()), max(max(mark.ends) for mark in scaled.values())
+        for place, mark in scaled.items():
+            drawn[place, name] = charts.whisker(mark, low=min(low, 0.0), high=max(high, 0.0), width=width)
     return drawn
+
+
+def _improvement(row: TaskRow, one: Difference) -> charts.Mark:
+    """Return a difference with the sign that makes better positive."""
+    sign = 1.0 if row.higher_is_better else -1.0
+    interval = () if one.low is None or one.high is None else (sign * one.low, sign * one.high)
+    runs = one.runs if len(one.runs) > 1 else ()
+    return charts.Mark(sign * one.value, tuple(sorted(interval)), tuple(sign * run for run in runs))
 
 
 def score_text(value: float) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from multitune.errors import MultituneError
+from multitune.scoring import predictions
+from multitune.scoring.predictions import Prediction
 
 BASE = "base"  # the node that scores the model before any training
 
@@ -73,8 +75,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         MultituneError: the folder is not a run, or nothing in it has been scored yet.
     """
-    import pyarrow.parquet
     import yaml
+
+    from multitune.scoring.scoreboard import Scoreboard
 
     if not is_run(folder):
         raise MultituneError(
@@ -102,15 +105,16 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         recipe_text=text,
         facts=read_json(folder / "run.json"),
-        scores=pyarrow.parquet.read_table(board).to_pylist(),
+        scores=Scoreboard.load(board).rows,
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},
         artifacts={node: facts for node in nodes if (facts := read_json(steps / node / "artifact.json"))},
     )
 
 
-def read_predictions(run: Run, node: str, task: str) -> list[dict[str, Any]]:
+def read_predictions(run: Run, node: str, task: str) -> list[Prediction]:
     """Return what a node's model answered to a task's rows, in the order of the file; [] when nothing was kept."""
-    return read_json_lines(run.folder / "steps" / node / "predictions" / f"{task}.jsonl")
+    path = run.folder / "steps" / node / "predictions" / f"{task}.jsonl"
+    return predictions.read_predictions(path) if path.is_file() else []
 
 
 def read_text(path: Path) -> str:

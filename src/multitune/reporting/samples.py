@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from multitune.reporting.comparison import Table, is_alone, node_of
 from multitune.reporting.run_folder import BASE, Run, read_predictions
-
-Prediction = dict[str, Any]
+from multitune.scoring.predictions import Prediction
 
 PER_KIND = 2
 LONGEST = 1500  # characters of a prompt or an answer; the rest is in the predictions file
@@ -51,18 +49,16 @@ def pick_samples(run: Run, tables: Sequence[Table]) -> list[TaskSamples]:
 
 
 def _of_task(run: Run, arm: str, task: str) -> TaskSamples:
-    earlier = {str(one["id"]): one for one in read_predictions(run, BASE, task)} if arm != BASE else {}
+    earlier = {one.id: one for one in read_predictions(run, BASE, task)} if arm != BASE else {}
     answers = read_predictions(run, node_of(run, arm, task), task)
-    judged = any(one.get("correct") is not None for one in answers)
+    judged = any(one.correct is not None for one in answers)
     by_kind = _by_verdict(earlier, answers) if judged else _by_score(answers)
     return TaskSamples(
         task=task,
         arm=arm,
         counts={kind: len(members) for kind, members in by_kind.items()} if judged else {},
         samples=tuple(
-            _sample(kind, earlier.get(str(one["id"])), one)
-            for kind, members in by_kind.items()
-            for one in members[:PER_KIND]
+            _sample(kind, earlier.get(one.id), one) for kind, members in by_kind.items() for one in members[:PER_KIND]
         ),
     )
 
@@ -71,9 +67,9 @@ def _by_verdict(earlier: dict[str, Prediction], answers: Sequence[Prediction]) -
     """Return the answers sorted by what became of them between the base and this arm."""
     by_kind: dict[str, list[Prediction]] = {kind: [] for kind in JUDGED}
     for answer in answers:
-        before = earlier.get(str(answer["id"]))
-        right_before = bool(before is not None and before["correct"])
-        if answer["correct"]:
+        before = earlier.get(answer.id)
+        right_before = bool(before is not None and before.correct)
+        if answer.correct:
             by_kind["learned" if before is not None and not right_before else "right"].append(answer)
         else:
             by_kind["forgotten" if right_before else "still wrong"].append(answer)
@@ -82,21 +78,21 @@ def _by_verdict(earlier: dict[str, Prediction], answers: Sequence[Prediction]) -
 
 def _by_score(answers: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """Return answers that have a score but are neither right nor wrong, from both ends."""
-    ordered = sorted(answers, key=lambda answer: -float(answer["score"]))
+    ordered = sorted(answers, key=lambda answer: -answer.score)
     return dict(zip(SCORED, (ordered, ordered[: PER_KIND - 1 : -1]), strict=True))
 
 
 def _sample(kind: str, before: Prediction | None, after: Prediction) -> Sample:
     return Sample(
         kind=kind,
-        where=str(after["where"]),
-        prompt=_cut(after["prompt"]),
-        reference=_cut(after["reference"]),
-        before=None if before is None else _cut(before["prediction"]),
-        after=_cut(after["prediction"]),
+        where=after.where,
+        prompt=_cut(after.prompt),
+        reference=_cut(after.reference),
+        before=None if before is None else _cut(before.prediction),
+        after=_cut(after.prediction),
     )
 
 
-def _cut(value: Any) -> str:
-    text = " | ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _cut(value: str | float) -> str:
+    text = str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [... {len(text) - LONGEST:,} more characters]"
