@@ -17,6 +17,7 @@ def init(
     from multitune.cli.output import answer_json, speak
     from multitune.errors import MultituneError
     from multitune.recipes.init import draft_recipe
+    from multitune.recipes.run_folder import write_whole
 
     speak()
     if out.exists():
@@ -31,13 +32,3 @@ def init(
         answer_json({"recipe": out, "text": text})
     else:
         typer.echo(f"Wrote {out}. Look it over, then:\n  multitune check {out}\n  multitune run {out}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside its place, then rename it there."""
-    import os
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

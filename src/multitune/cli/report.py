@@ -19,7 +19,7 @@ def report(
 ) -> None:
     """Write report.html, one self-contained page, from one or several runs."""
     from multitune.cli.output import answer_json, speak
-    from multitune.reporting.comparison import compare
+    from multitune.reporting.comparison import answer, compare
     from multitune.reporting.report import write_report
     from multitune.reporting.run_folder import read_run
 
@@ -27,6 +27,6 @@ def report(
     place = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     written = write_report(runs, place)
     if json:
-        answer_json({"report": written, "tables": compare([read_run(run) for run in runs])})
+        answer_json({"report": written, "comparisons": answer(compare([read_run(run) for run in runs]))})
     else:
         typer.echo(f"Wrote {written}")

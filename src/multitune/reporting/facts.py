@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,20 +148,27 @@ def how_to_load(run: Run, node: str) -> SavedModel:
 
 
 def _loading_code(folder: Path, run: Run) -> str:
+    place = json.dumps(str(folder))
     if (folder / "heads.json").is_file():
-        return f'from multitune.models.loading import load_saved\n\nbackbone = load_saved(Path("{folder}"))'
+        return (
+            f"from pathlib import Path\n\nfrom multitune.models.loading import load_saved\n\n"
+            f"backbone = load_saved(Path({place}))  # .model, .tokenizer and one head per task"
+        )
     if (folder / "adapter_config.json").is_file():
         adapter = read_json(folder / "adapter_config.json")
         auto = "AutoModelForSeq2SeqLM" if adapter.get("task_type") == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM"
-        base = adapter.get("base_model_name_or_path") or model_name(run)
+        embedded = model_name(run) == "tiny"  # its weights lie inside the package
+        base = "tiny_path()" if embedded else json.dumps(adapter.get("base_model_name_or_path") or model_name(run))
         return (
-            f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
-            f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "{folder}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+            ("from multitune.models.tiny import tiny_path\n" if embedded else "")
+            + f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
+            f"base = {auto}.from_pretrained({base})\n"
+            f"model = PeftModel.from_pretrained(base, {place})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({place})"
         )
     architecture = str((read_json(folder / "config.json").get("architectures") or [""])[0])
     auto = "AutoModelForSeq2SeqLM" if "ConditionalGeneration" in architecture else "AutoModelForCausalLM"
     return (
         f"from transformers import {auto}, AutoTokenizer\n\n"
-        f'model = {auto}.from_pretrained("{folder}")\ntokenizer = AutoTokenizer.from_pretrained("{folder}")'
+        f"model = {auto}.from_pretrained({place})\ntokenizer = AutoTokenizer.from_pretrained({place})"
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from multitune import __version__
-from multitune.errors import MultituneError
+from multitune.recipes.run_folder import write_whole
 from multitune.reporting import charts, facts, training_curves
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.run_folder import BASE, read_run
@@ -30,16 +29,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         MultituneError: a folder is not a run, or the page cannot be written.
     """
     page = render([part(comparison) for comparison in compare([read_run(run) for run in runs])])
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise MultituneError(
-            f"The report cannot be written: {error.strerror}.", str(out), "Choose another place with --out."
-        ) from error
+    write_whole(out, page)
     return out
 
 

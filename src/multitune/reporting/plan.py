@@ -1,0 +1,124 @@
+"""The plan of a recipe for a terminal: what every train step will read, train and cost, and one example per task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from multitune.reporting.charts import short
+from multitune.reporting.facts import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
+
+SHOWN_TOKENS = 160
+
+LEGEND = (
+    "used: rows that will be seen at least once; repeats: how often each is seen; carry loss: share of the tokens that "
+    "the loss counts;\ncut: rows truncated or dropped at max_length; drawn: share of the examples; effective: share of "
+    "the loss that sampling, weights and normaliser give; ~ estimated from a sample"
+)
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print a plan: one table per step; a step that trains each task alone is one table too."""
+    from rich.markup import escape
+
+    for name, members in groupby(plan.nodes, key=_step_name):
+        nodes = list(members)
+        console.print()
+        for line in _heading(name, nodes):
+            console.print(line, highlight=False)
+        console.print(_table(nodes))
+        for node in nodes:
+            for warning in node.warnings:
+                console.print(f"  [yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+    console.print(f"\n[dim]{LEGEND}[/dim]", highlight=False)
+    console.print("\n[bold]One example per task[/bold], [reverse]what carries loss[/reverse] marked", highlight=False)
+    for task, tokens in plan.samples.items():
+        console.print(f"\n[bold]{task}[/bold]")
+        console.print(marked(tokens))
+
+
+def _step_name(node: NodePlan) -> str:
+    """Return the step of a node: nodes of one task each, "alone.sst2" and so on, belong together."""
+    step, _, task = node.name.partition(".")
+    return step if task and [one.task for one in node.tasks] == [task] else node.name
+
+
+def _heading(name: str, nodes: Sequence[NodePlan]) -> Iterator[str]:
+    from rich.markup import escape
+
+    first = nodes[0]
+    alone = f", {len(nodes)} models of one task each" if len(nodes) > 1 else ""
+    yield f"[bold]{name}[/bold]: {first.method} on {escape(first.model)}{alone}"
+    yield f"  trainable parameters  {_trainable(first)}"
+    fills = [node.fill for node in nodes]
+    yield f"  optimiser steps       {sum(node.steps for node in nodes):,}, pack fill {_span(fills)}"
+    memory, seconds = max(node.memory_bytes for node in nodes), sum(node.seconds for node in nodes)
+    yield f"  forecast              {memory / 2**30:.2f} GiB of memory, about {duration(seconds)} on this machine"
+
+
+def _trainable(node: NodePlan) -> str:
+    if node.trainable is None:
+        return f"of {node.parameters:,}: known only once the weights are loaded"
+    return f"{node.trainable:,} of {node.parameters:,} ({node.trainable / node.parameters:.2%})"
+
+
+def _span(shares: Sequence[float]) -> str:
+    low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _table(nodes: Sequence[NodePlan]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("  task", overflow="ellipsis", no_wrap=True, min_width=14)
+    tasks = [task for node in nodes for task in node.tasks]
+    bad = any(task.bad_rows for task in tasks)
+    for name in ("rows", "used", "repeats", "tokens", "carry\nloss", "cut", *(["bad"] * bad), "drawn", "effec-\ntive"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for task in tasks:
+        table.add_row(f"  {task.task}", *_cells(task, bad=bad))
+    return table
+
+
+def _cells(task: TaskInPlan, *, bad: bool) -> Iterator[str]:
+    about = "~" if task.estimated else ""
+    yield f"{task.rows:,}"
+    yield f"{task.unique_rows:,}"
+    yield f"{task.repeats:.2f}"
+    yield about + short(float(task.tokens))
+    yield f"{task.loss_share:.0%}"
+    yield f"{about}{task.truncated + task.dropped:,}"
+    if bad:
+        yield f"{task.bad_rows:,}"
+    yield f"{task.sampling_share:.1%}"
+    yield f"{task.effective_share:.1%}"
+
+
+def marked(tokens: Sequence[tuple[str, bool]]) -> Text:
+    """Return an example's text with the tokens that carry loss marked; a long one loses its beginning."""
+    from rich.text import Text
+
+    text = Text()
+    cut = len(tokens) - SHOWN_TOKENS
+    if cut > 0:
+        text.append(f"({cut} tokens) ... ", style="dim")
+    for token, carries_loss in apart(tokens)[max(0, cut) :]:
+        text.append(token, style="black on green" if carries_loss else "dim")
+    return text
+
+
+def apart(tokens: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Return WordPiece tokens as words with spaces between them; tokens that carry their own spaces as they are."""
+    if not any(token.startswith(("##", "[CLS]")) for token, _ in tokens):
+        return list(tokens)
+    words = [(token[2:] if token.startswith("##") else f" {token}", carries_loss) for token, carries_loss in tokens]
+    return [(word.lstrip() if i == 0 else word, carries_loss) for i, (word, carries_loss) in enumerate(words)]
