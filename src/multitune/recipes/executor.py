@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from multitune.errors import MultituneError
 from multitune.recipes import fingerprint
 from multitune.recipes.cards import model_card
-from multitune.recipes.graph import Node, ScoreNode, TrainNode, build
+from multitune.recipes.graph import Node, ScoreNode, TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, read_finished, write_whole
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Task
@@ -143,6 +143,8 @@ class _Executor:
         set_seed(seed)
         tasks = self.tasks(node.tasks)
         backbone = self._backbone(node.model, tasks)
+        text = backbone.model.config.get_text_config()
+        refuse_rows_longer_than(getattr(text, "max_position_embeddings", None), node)
         if backbone.form == "encoder" and node.model != BASE:
             backbone = _with_heads_first(backbone, tasks, seed)
         tables = [self._tokens(task, backbone, node) for task in tasks]

@@ -61,6 +61,25 @@ def build(recipe: Recipe) -> list[Node]:
     return nodes
 
 
+def refuse_rows_longer_than(positions: int | None, node: TrainNode) -> None:
+    """Refuse a row length that the model has no positions for.
+
+    Args:
+        positions: longest input of the model in tokens; None where positions are relative.
+        node: the training.
+
+    Raises:
+        MultituneError: rows are longer.
+    """
+    length = node.step.training.max_length
+    if positions is not None and length > positions:
+        raise MultituneError(
+            f"The model has positions for {positions} tokens, and rows may have {length}.",
+            f"steps.{node.name.partition('.')[0]}.training.max_length",
+            f"Set it to at most {positions}.",
+        )
+
+
 def _train_nodes(name: str, step: TrainStep, recipe: Recipe) -> list[TrainNode]:
     if step.tasks == "each":
         return [TrainNode(f"{name}.{task}", step, step.model, (task,)) for task in recipe.training_tasks]

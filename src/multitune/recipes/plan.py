@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from multitune.recipes.graph import TrainNode, build
+from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Task
 
@@ -142,6 +142,7 @@ def plan(recipe: Recipe) -> Plan:
     for node in build(recipe):
         if not isinstance(node, TrainNode):
             continue
+        refuse_rows_longer_than(facts.max_positions, node)
         length = node.step.training.max_length
         for name in node.tasks:
             if name not in resolved:
