@@ -170,7 +170,7 @@ RECIPES = [
 
 @pytest.mark.parametrize("text", RECIPES)
 def test_recipes_in_the_documentation_are_valid(text, tmp_path):
-    from multitune.recipes.schema import load_recipe
+    from multitune.recipes.loading import load_recipe
 
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
@@ -182,7 +182,7 @@ def test_recipes_in_the_documentation_are_valid(text, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/recipe.yaml")), ids=relative)
 def test_example_recipes_are_valid(path):
-    from multitune.recipes.schema import load_recipe
+    from multitune.recipes.loading import load_recipe
 
     overrides = (
         [] if path.parent.name != "instructions" else ['tasks={copy: {test: {generator: "synthetic:copy_letters"}}}']
