@@ -184,7 +184,6 @@ def test_recipes_in_the_documentation_are_valid(text, tmp_path):
 def test_example_recipes_are_valid(path):
     from multitune.recipes.loading import load_recipe
 
-    overrides = (
-        [] if path.parent.name != "instructions" else ['tasks={copy: {test: {generator: "synthetic:copy_letters"}}}']
-    )
+    rows = '{generator: "synthetic:copy_letters"}'
+    overrides = [] if path.parent.name != "instructions" else [f"tasks={{copy: {{train: {rows}, test: {rows}}}}}"]
     assert load_recipe(path, overrides).name == path.parent.name
