@@ -51,7 +51,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Panel:
-    """One line chart: its size, the inner box and everything to draw in it; ``summary`` tells it in words."""
+    """One line chart: its size, the inner box and everything to draw in it.
+
+    ``raw`` are the faint lines behind, as points for SVG polylines; ``summary`` tells the chart in words.
+    """
 
     title: str
     width: float
@@ -60,6 +63,7 @@ class Panel:
     right: float
     top: float
     bottom: float
+    raw: tuple[str, ...]
     lines: tuple[Line, ...]
     labels: tuple[Label, ...]
     x_ticks: tuple[Tick, ...]
@@ -98,16 +102,26 @@ class Whisker:
     runs: tuple[float, ...]
 
 
-def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, width: float, height: float) -> Panel:
+def line_panel(
+    title: str,
+    series: Sequence[Series],
+    names: Sequence[str],
+    *,
+    width: float,
+    height: float,
+    raw: Sequence[Points] = (),
+) -> Panel:
     """Return one chart of several lines with labels at their ends.
 
     Args:
         series: at least one, each with at least one point, values at least 0; series of the same name look the same.
         names: every name of the page in order, so that a name looks the same in every chart.
+        raw: what the series were smoothed from, drawn faintly behind them.
     """
     left, right, top, bottom = 40.0, width - 62.0, 10.0, height - 22.0
-    xs = [x for one in series for x, _ in one.points]
-    ys = [y for one in series for _, y in one.points]
+    drawn = [*(one.points for one in series), *raw]
+    xs = [x for points in drawn for x, _ in points]
+    ys = [y for points in drawn for _, y in points]
     y_values = round_values(0.0, max(ys), at_most=4)
     x_values = round_values(0.0, max(xs), at_most=4)
     x_end, y_low, y_high = max(xs), y_values[0], y_values[-1]
@@ -118,11 +132,14 @@ def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, wi
     def y_place(y: float) -> float:
         return round(bottom - (bottom - top) * (y - y_low) / (y_high - y_low), 1)
 
+    def places(points: Points) -> str:
+        return " ".join(f"{x_place(x)},{y_place(y)}" for x, y in points)
+
     ranks = {one.name: min(names.index(one.name), 3) for one in series}
     lines = tuple(
         Line(
             name=one.name,
-            points=" ".join(f"{x_place(x)},{y_place(y)}" for x, y in one.points),
+            points=places(one.points),
             rank=ranks[one.name],
             end_x=x_place(one.points[-1][0]),
             end_y=y_place(one.points[-1][1]),
@@ -130,7 +147,7 @@ def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, wi
         for one in series
     )
     ends = {name: max((line for line in lines if line.name == name), key=lambda line: line.end_x) for name in ranks}
-    places = spread_apart({name: line.end_y for name, line in ends.items()}, gap=12.0, low=top, high=bottom)
+    label_y = spread_apart({name: line.end_y for name, line in ends.items()}, gap=12.0, low=top, high=bottom)
     told = "; ".join(f"{one.name} from {short(one.points[0][1])} to {short(one.points[-1][1])}" for one in series)
     return Panel(
         title=title,
@@ -140,8 +157,9 @@ def line_panel(title: str, series: Sequence[Series], names: Sequence[str], *, wi
         right=right,
         top=top,
         bottom=bottom,
+        raw=tuple(places(points) for points in raw),
         lines=lines,
-        labels=tuple(Label(cut_name(name), ranks[name], ends[name].end_x + 6, places[name]) for name in ranks),
+        labels=tuple(Label(cut_name(name), ranks[name], ends[name].end_x + 6, label_y[name]) for name in ranks),
         x_ticks=tuple(Tick(x_place(x), short(x)) for x in x_values if x <= x_end),
         y_ticks=tuple(Tick(y_place(y), short(y)) for y in y_values),
         summary=f"{title}, steps {short(min(xs))} to {short(x_end)}: {told}",
@@ -166,7 +184,9 @@ def whisker(mark: Mark, *, low: float, high: float, width: float) -> Whisker:
 
 def round_values(low: float, high: float, *, at_most: int) -> list[float]:
     """Return 2 to about ``at_most`` + 2 round values, evenly spaced, whose first is at most ``low``."""
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span < 1e-9:  # nothing to tell apart, and too small to divide by
+        span = max(abs(high), 1.0)
     raw = span / at_most
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(magnitude * factor for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if magnitude * factor >= raw * 0.999)

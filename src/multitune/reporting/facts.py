@@ -33,13 +33,17 @@ class SavedModel:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One task's metric at every node, as on the scoreboard; the mean over runs where there are several."""
+    """One task's metric at every node, as on the scoreboard; the mean over runs where there are several.
+
+    ``intervals_at`` are the scores' own 95 % intervals, of a single run.
+    """
 
     task: str
     split: str
     metric: str
     n: int
     values_at: dict[str, float]
+    intervals_at: dict[str, tuple[float, float]]
 
 
 def overview(runs: Sequence[Run]) -> list[Fact]:
@@ -122,15 +126,18 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 def all_scores(runs: Sequence[Run]) -> list[ScoreRow]:
     """Return every metric of every task at every node."""
-    collected: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    counts: dict[tuple[str, str, str], int] = {}
+    collected: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         for row in run.scores:
             place = (str(row["task"]), str(row["split"]), str(row["metric"]))
-            collected.setdefault(place, {}).setdefault(str(row["step"]), []).append(float(row["value"]))
-            counts[place] = int(row["n"])
+            collected.setdefault(place, {}).setdefault(str(row["step"]), []).append(row)
     return [
-        ScoreRow(*place, counts[place], {node: sum(values) / len(values) for node, values in by_node.items()})
+        ScoreRow(
+            *place,
+            n=max(row["n"] for rows in by_node.values() for row in rows),
+            values_at={node: sum(row["value"] for row in rows) / len(rows) for node, rows in by_node.items()},
+            intervals_at={node: (rows[0]["low"], rows[0]["high"]) for node, rows in by_node.items() if len(rows) == 1},
+        )
         for place, by_node in collected.items()
     ]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multitune import __version__
 from multitune.recipes.run_folder import write_whole
@@ -12,6 +13,9 @@ from multitune.reporting import charts, facts, training_curves
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.run_folder import BASE, read_run
 from multitune.reporting.samples import pick_samples
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,6 +49,7 @@ def render(parts: Sequence[dict[str, Any]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": score_text, "signed": signed_text, "duration": facts.duration, "key": key}
+    environment.filters["breakable"] = breakable
     return environment.get_template("report.html").render(parts=parts, version=__version__, base=BASE)
 
 
@@ -122,3 +127,10 @@ def signed_text(value: float) -> str:
     """Return a difference with its sign, the minus as long as the plus; what rounds to zero has none."""
     text = f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
     return text.replace("-", "\N{MINUS SIGN}") if text.strip("+-0.") else text[1:]
+
+
+def breakable(name: str) -> Markup:
+    """Return a name as HTML that may break after an underscore, a dot or a hyphen."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[_.-])", name))

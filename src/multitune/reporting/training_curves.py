@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from multitune.reporting.charts import Panel, Series, line_panel, smoothed
 from multitune.reporting.comparison import arm_of
 from multitune.reporting.run_folder import Run
 
 LogLine = dict[str, Any]
-MEMORY = 0.8  # of the running mean over log lines: about five lines speak at once
+Point = TypeVar("Point")
+Counted = tuple[float, float, float]  # step, value, and the number of labelled tokens that it is a mean over
+Course = tuple[str, Sequence[Counted]]  # an arm's name and its values as logged
+MEMORY = 2 / 3  # of the running mean over log lines: about three lines speak at once
 MOST_POINTS = 240
 
 
@@ -58,23 +62,33 @@ class MixtureTable:
 
 def loss_panels(runs: Sequence[Run]) -> Curves:
     """Return the loss charts of runs that differ by seed only: one line per arm and run; tasks as in the recipe."""
-    overall: list[Series] = []
-    by_task: dict[str, list[Series]] = {task: [] for task in runs[0].tasks}
+    overall: list[Course] = []
+    by_task: dict[str, list[Course]] = {task: [] for task in runs[0].tasks}
     for run in runs:
         for node, lines in run.logs.items():
             arm = arm_of(run, node)
             if arm == node:
-                overall += _series(arm, [(line["step"], line.get("loss"), 1.0) for line in lines])
+                overall += _course(arm, [(line["step"], line.get("loss"), 1.0) for line in lines])
             for task in dict.fromkeys(name for line in lines for name in line["tasks"]):
                 told = [(line["step"], line["tasks"][task]) for line in lines if task in line["tasks"]]
                 points = [(step, sums["loss"], float(sums["tokens"])) for step, sums in told]
-                by_task.setdefault(task, []).extend(_series(arm, points))
+                by_task.setdefault(task, []).extend(_course(arm, points))
     names = arm_names(runs)
     return Curves(
-        overall=line_panel("Loss over all tasks", overall, names, width=560, height=230) if overall else None,
+        overall=_panel("Loss over all tasks", overall, names, width=560, height=230) if overall else None,
         tasks=tuple(
-            line_panel(task, series, names, width=264, height=150) for task, series in by_task.items() if series
+            _panel(task, courses, names, width=264, height=150) for task, courses in by_task.items() if courses
         ),
+    )
+
+
+def _panel(title: str, courses: Sequence[Course], names: Sequence[str], *, width: float, height: float) -> Panel:
+    """Return the chart of some courses; the values as logged stand faintly behind the only line of a name."""
+    count = Counter(name for name, _ in courses)
+    raw = [thinned(points) for name, points in courses if count[name] == 1]
+    series = [Series(name, thinned(running_means(points))) for name, points in courses]
+    return line_panel(
+        title, series, names, width=width, height=height, raw=[[(x, y) for x, y, _ in points] for points in raw]
     )
 
 
@@ -83,15 +97,22 @@ def arm_names(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(arm_of(run, node) for run in runs for node in run.logs))
 
 
-def _series(name: str, points: Sequence[tuple[float, float | None, float]]) -> list[Series]:
-    """Return one line of running means through (step, value, count) points; [] when no value is a number."""
-    known = [(step, value, count) for step, value, count in points if value is not None and count > 0]
-    if not known:
-        return []
-    means = smoothed([value for _, value, _ in known], [count for _, _, count in known], memory=MEMORY)
-    line = [(float(step), mean) for (step, _, _), mean in zip(known, means, strict=True)]
-    stride = max(1, len(line) // MOST_POINTS)
-    return [Series(name, [*line[:-1:stride], line[-1]])]
+def _course(name: str, points: Sequence[tuple[float, float | None, float]]) -> list[Course]:
+    """Return the (step, value, count) points whose value is a number, under a name; [] when none is."""
+    known = [(float(step), value, count) for step, value, count in points if value is not None and count > 0]
+    return [(name, known)] if known else []
+
+
+def running_means(points: Sequence[Counted]) -> list[tuple[float, float]]:
+    """Return (step, running mean) points."""
+    means = smoothed([value for _, value, _ in points], [count for _, _, count in points], memory=MEMORY)
+    return [(step, mean) for (step, _, _), mean in zip(points, means, strict=True)]
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most about MOST_POINTS points, evenly spaced, the last one among them."""
+    stride = max(1, len(points) // MOST_POINTS)
+    return [*points[:-1:stride], points[-1]]
 
 
 @dataclass(frozen=True)
