@@ -52,7 +52,8 @@ def test_importing_a_room_loads_nothing_heavy(module):
 
 
 def test_reading_a_recipe_loads_nothing_heavy():
-    assert loaded_after("from multitune.recipes.schema import json_schema; json_schema()") == []
+    code = "import multitune.recipes.loading\nfrom multitune.recipes.schema import json_schema\njson_schema()"
+    assert loaded_after(code) == []
 
 
 def test_help_loads_nothing_heavy():
