@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,12 @@ def sample_run(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / folder, **settings)
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    """Give the log back as it was: a command sends it to its own console."""
+    logger = logging.getLogger("multitune")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before

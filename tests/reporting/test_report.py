@@ -94,6 +94,12 @@ def test_what_is_no_run_is_told(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_page_that_cannot_be_written_is_told(sample_run, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(MultituneError, match="cannot be written"):
+        write_report([sample_run()], tmp_path / "taken" / "report.html")
+
+
 def test_the_terminal_says_the_same_in_signs(sample_run):
     from rich.console import Console
 

@@ -26,6 +26,12 @@ def init(
             str(out),
             "Choose another name with --out, or move the file away.",
         )
+    if not out.resolve().parent.is_dir():  # the recipe's paths are relative to it
+        raise MultituneError(
+            "The folder for the recipe does not exist.",
+            str(out.resolve().parent),
+            "Make the folder first, or choose another place with --out.",
+        )
     text = draft_recipe(files, out)
     write_whole(out, text)
     if json:

@@ -31,14 +31,13 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
-def speak(debug: bool = False) -> None:
+def speak() -> None:
     """Send multitune's log to the console on stderr and keep other libraries quiet."""
     from rich.logging import RichHandler
 
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
-    if not debug:
-        warnings.filterwarnings("ignore", module=r"(?!multitune)")
+    warnings.filterwarnings("ignore", module=r"(?!multitune)")
     logger = logging.getLogger("multitune")
     if not logger.handlers:
         logger.addHandler(

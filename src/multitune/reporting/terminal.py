@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from multitune.reporting.comparison import Difference, TaskRow, compare, key
 from multitune.reporting.comparison import Table as Comparison
-from multitune.reporting.run_folder import read_run
+from multitune.reporting.run_folder import BASE, read_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,13 +43,19 @@ def _printable(table: Comparison) -> Table:
     )
     printable.add_column("task", overflow="fold")
     printable.add_column("metric")
-    for name in ("n", *table.arms, *(f"{c.arm}\n- {c.against}" for c in table.contrasts)):
+    arms = [_heading(arm) for arm in table.arms]
+    contrasts = [f"{contrast.arm}\n- {_heading(contrast.against)}" for contrast in table.contrasts]
+    for name in ("n", *arms, *contrasts):
         printable.add_column(name, justify="right", no_wrap=True)
     for row in table.rows:
         printable.add_row(*_cells(row, table))
     for row in table.means:
         printable.add_row(*_cells(row, table), style="italic")
     return printable
+
+
+def _heading(arm: str) -> str:
+    return "before" if arm == BASE else arm
 
 
 def _cells(row: TaskRow, table: Comparison) -> Iterator[str]:
