@@ -15,6 +15,7 @@ from multitune.reporting.comparison import compare
 from multitune.reporting.report import write_report
 from multitune.reporting.run_folder import read_run
 from multitune.reporting.terminal import tables
+from multitune.scoring.scoreboard import Scoreboard
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -76,6 +77,19 @@ def test_html_in_the_data_is_text(sample_run):
     assert "<script>" not in page
     assert "<img" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_html_in_names_and_facts_is_text(sample_run):
+    run = sample_run()
+    board = Scoreboard.load(run / "scoreboard.parquet").rows
+    rows = [{**row, "task": row["task"].replace("sst2", EVIL), "metric": f"{row['metric']}{EVIL}"} for row in board]
+    Scoreboard(rows).save(run / "scoreboard.parquet")
+    for path in (run / "steps" / "joint" / "log.jsonl", run / "run.json"):
+        path.write_text(path.read_text().replace("sst2", EVIL).replace("multitune run", f"multitune run {EVIL}"))
+    page = write_report([run], run / "report.html").read_text()
+    assert "<script>" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;") >= 6  # table, metrics, chart, mixture, command, every metric
 
 
 def test_an_interrupted_run_can_be_reported(sample_run):
