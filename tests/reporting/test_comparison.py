@@ -77,6 +77,19 @@ def test_where_less_is_better_a_rise_is_a_loss_and_points_left(sample_run):
     assert drawn.dot < drawn.zero
 
 
+def test_shares_have_one_scale_whatever_their_metric(sample_run):
+    run = sample_run()
+    rewrite_scores(run, lambda row: {**row, "metric": "exact_match"} if row["task"] == "clinc150" else row)
+    trained, _ = tables_of(run)
+    drawn = whiskers(trained)
+    lengths = [
+        (drawn[row.task + row.metric, "joint - base"].dot - drawn[row.task + row.metric, "joint - base"].zero)
+        / row.differences["joint - base"].value
+        for row in trained.rows
+    ]
+    assert lengths == pytest.approx([lengths[0]] * 6, rel=0.05)  # places are rounded to a tenth of a pixel
+
+
 def test_a_metric_that_is_no_mean_over_examples_has_no_interval(sample_run):
     run = sample_run()
     rewrite_scores(run, lambda row: None if (row["task"], row["metric"]) == ("sst2", "accuracy") else row)

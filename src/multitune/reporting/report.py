@@ -92,22 +92,28 @@ def headline(table: Table) -> dict[str, Any]:
 def whiskers(table: Table) -> dict[tuple[str, str], charts.Whisker]:
     """Return every difference of a table as a dot with its interval, keyed by (task + metric, contrast's key).
 
-    Down a column zero stands at one place, and rows of one metric share a scale; right is always better.
+    Down a column zero stands at one place, and rows of one unit share a scale; right is always better.
     """
     drawn = {}
     width = 200.0 if len(table.contrasts) == 1 else 110.0
     for name in map(key, table.contrasts):
         rows = [row for row in (*table.rows, *table.means) if name in row.differences]
         marks = {row.task + row.metric: _improvement(row, row.differences[name]) for row in rows}
+        unit = {row.task + row.metric: _unit(row, table) for row in rows}
         reach: dict[str, float] = {}
-        for row in rows:
-            ends = map(abs, marks[row.task + row.metric].ends)
-            reach[row.metric] = max(reach.get(row.metric, 0.0), *ends)
-        scaled = {row.task + row.metric: marks[row.task + row.metric].over(reach[row.metric] or 1.0) for row in rows}
+        for place, mark in marks.items():
+            reach[unit[place]] = max(reach.get(unit[place], 0.0), *map(abs, mark.ends))
+        scaled = {place: mark.over(reach[unit[place]] or 1.0) for place, mark in marks.items()}
         low, high = min(min(mark.ends) for mark in scaled.values()), max(max(mark.ends) for mark in scaled.values())
         for place, mark in scaled.items():
             drawn[place, name] = charts.whisker(mark, low=min(low, 0.0), high=max(high, 0.0), width=width)
     return drawn
+
+
+def _unit(row: TaskRow, table: Table) -> str:
+    """Return what a row's scores may be compared with: all shares between 0 and 1, else its own metric only."""
+    scores = [score.value for one in table.rows if one.metric == row.metric for score in one.scores.values()]
+    return "share" if row.higher_is_better and all(0 <= score <= 1 for score in scores) else row.metric
 
 
 def _improvement(row: TaskRow, one: Difference) -> charts.Mark:
