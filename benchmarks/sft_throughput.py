@@ -1,8 +1,9 @@
 """Labelled tokens per second of supervised fine-tuning: multitune, trl's SFTTrainer with packing, a padded Trainer.
 
 Every arm trains the same Llama (random weights of one seed, 32k vocabulary) on the same examples with the same
-optimiser, learning rate and token-mean loss. Arms run as processes of their own in the order A B C C B A, so that drift of the
-machine hits all alike; the ratio is taken over the process time of the training loop, without imports and set-up.
+optimiser, learning rate and token-mean loss. Arms run as processes of their own in the order A B C C B A, so that drift
+of the machine hits all alike; the ratio is taken over the process time of the training loop, without imports and
+set-up.
 
     python benchmarks/sft_throughput.py --threads 2 --out result.json
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,12 +13,15 @@ from multitune.recipes.graph import TrainNode
 from multitune.recipes.schema import Recipe
 
 
-def model_card(recipe: Recipe, node: TrainNode, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def model_card(
+    recipe: Recipe, node: TrainNode, folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> str:
     """Return a README with metadata for the hub: data, recipe, scores, and how to load the model.
 
     Args:
         recipe: of the run.
         node: the step that made the model.
+        folder: where the model lies.
         facts: of its training: steps, seconds, trainable_parameters, rows per task.
         rows: its scores, as on the Scoreboard; may be empty before scoring.
     """
@@ -35,7 +40,7 @@ def model_card(recipe: Recipe, node: TrainNode, facts: Mapping[str, Any], rows: 
         f"method {node.step.adapt.method}, {facts['trainable_parameters']:,} parameters trained, {facts['steps']:,} "
         f"steps, {facts['seconds']:.0f} seconds, seed {recipe.seed}.",
         "The licences of the base model and of the data apply; this card does not widen them.",
-        f"## Load\n\n```python\n{_loading(recipe, node)}\n```",
+        f"## Load\n\n```python\n{loading_code(folder, recipe.model.name, 'FOLDER')}\n```",
         f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}",
         *_scores(rows),
         f"## Recipe\n\n```yaml\n{recipe_text}```",
@@ -47,19 +52,38 @@ def _is_whole(node: TrainNode) -> bool:
     return node.step.adapt.method == "full" or node.step.export == "merged"
 
 
-def _loading(recipe: Recipe, node: TrainNode) -> str:
-    if _is_whole(node):
+def loading_code(folder: Path, base: str, place: str) -> str:
+    """Return the lines of Python that load a saved model with the ecosystem's own classes.
+
+    Args:
+        folder: the saved model; its files say what it is.
+        base: name of the model that was adapted.
+        place: how the code names the folder.
+    """
+    quoted = json.dumps(place)
+    if (folder / "heads.json").is_file():
         return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("FOLDER")  # AutoModel for an encoder, '
-            "AutoModelForSeq2SeqLM for an encoder-decoder\n"
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+            "from pathlib import Path\n\nfrom multitune.models.loading import load_saved\n\n"
+            f"backbone = load_saved(Path({quoted}))  # .model, .tokenizer and one head per task"
         )
+    if (folder / "adapter_config.json").is_file():
+        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        auto = "AutoModelForSeq2SeqLM" if adapter.get("task_type") == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM"
+        embedded = base == "tiny"  # its weights lie inside the package
+        origin = "tiny_path()" if embedded else json.dumps(adapter.get("base_model_name_or_path") or base)
+        return (
+            ("from multitune.models.tiny import tiny_path\n" if embedded else "")
+            + f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
+            f"base = {auto}.from_pretrained({origin})\n"
+            f"model = PeftModel.from_pretrained(base, {quoted})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({quoted})"
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = str((config.get("architectures") or [""])[0])
+    auto = "AutoModelForSeq2SeqLM" if "ConditionalGeneration" in architecture else "AutoModelForCausalLM"
     return (
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{recipe.model.name}")\n'
-        'model = PeftModel.from_pretrained(base, "FOLDER")'
+        f"from transformers import {auto}, AutoTokenizer\n\n"
+        f"model = {auto}.from_pretrained({quoted})\ntokenizer = AutoTokenizer.from_pretrained({quoted})"
     )
 
 

@@ -167,7 +167,7 @@ class _Executor:
             "fill": result.fill,
             "rows": {table.task: len(table) for table in tables},
         }
-        write_whole(place / "model" / "README.md", model_card(self.recipe, node, facts, []))
+        write_whole(place / "model" / "README.md", model_card(self.recipe, node, place / "model", facts, []))
         return facts
 
     def _backbone(self, model: str, tasks: list[Task]) -> Backbone:
@@ -212,7 +212,7 @@ class _Executor:
         if card.exists():
             facts = json.loads((place / "artifact.json").read_text(encoding="utf-8"))
             trained = next(n for n in build(self.recipe) if isinstance(n, TrainNode) and n.name == node.model)
-            write_whole(card, model_card(self.recipe, trained, facts, rows))
+            write_whole(card, model_card(self.recipe, trained, place / "model", facts, rows))
         return True
 
     def _scored(self, node: ScoreNode, place: Path, splits: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from multitune.reporting.run_folder import Run, read_json
+from multitune.recipes.cards import loading_code
+from multitune.reporting.run_folder import Run
 
 # Facts of run.json that the header tells, in this order; everything else in it stands with the versions.
 HEADER_FACTS = ("machine", "command", "started", "seconds")
@@ -151,31 +150,4 @@ def saved_models(run: Run) -> list[str]:
 def how_to_load(run: Run, node: str) -> SavedModel:
     """Return the lines of Python that load a node's model with the ecosystem's own classes."""
     folder = f"steps/{node}/model"
-    return SavedModel(node, folder, _loading_code(run.folder / folder, run))
-
-
-def _loading_code(folder: Path, run: Run) -> str:
-    place = json.dumps(str(folder))
-    if (folder / "heads.json").is_file():
-        return (
-            f"from pathlib import Path\n\nfrom multitune.models.loading import load_saved\n\n"
-            f"backbone = load_saved(Path({place}))  # .model, .tokenizer and one head per task"
-        )
-    if (folder / "adapter_config.json").is_file():
-        adapter = read_json(folder / "adapter_config.json")
-        auto = "AutoModelForSeq2SeqLM" if adapter.get("task_type") == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM"
-        embedded = model_name(run) == "tiny"  # its weights lie inside the package
-        base = "tiny_path()" if embedded else json.dumps(adapter.get("base_model_name_or_path") or model_name(run))
-        return (
-            ("from multitune.models.tiny import tiny_path\n" if embedded else "")
-            + f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
-            f"base = {auto}.from_pretrained({base})\n"
-            f"model = PeftModel.from_pretrained(base, {place})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({place})"
-        )
-    architecture = str((read_json(folder / "config.json").get("architectures") or [""])[0])
-    auto = "AutoModelForSeq2SeqLM" if "ConditionalGeneration" in architecture else "AutoModelForCausalLM"
-    return (
-        f"from transformers import {auto}, AutoTokenizer\n\n"
-        f"model = {auto}.from_pretrained({place})\ntokenizer = AutoTokenizer.from_pretrained({place})"
-    )
+    return SavedModel(node, folder, loading_code(run.folder / folder, model_name(run), str(run.folder / folder)))
