@@ -29,8 +29,9 @@ setup: $(VENV)/.ready-core ## the package and what it needs, in .venv
 quickstart: $(VENV)/.ready-core ## adapt the embedded base to six tasks at once, with before and after
 	$(BIN)/multitune quickstart --out "$(OUT)"
 
+# One thread: the models of the tests are so small that handing work between threads costs more than the work.
 test: $(VENV)/.ready-test ## the whole test suite
-	$(OFFLINE) $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest $(ARGS)
 
 check: lint docs ## lint, types, floors of the house, documentation
 
