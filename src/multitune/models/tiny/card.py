@@ -22,9 +22,10 @@ tags: [multitune, synthetic, tiny]
 
 LIMITS = """## Limits
 
-- It knows a few hundred English words and the tasks below, nothing of the world. Text of any language can be encoded
+- It knows a few hundred English words and the tasks above, nothing of the world. Text of any language can be encoded
   (the tokenizer works on bytes), but costs many tokens, and the model has not learned from any.
-- All text is lower case, from templates. It is no basis for judging people, and its answers are no advice.
+- Words that its training did not contain are many tokens to it: even copying them fails before it is adapted.
+- All text but the instructions is lower case, from templates. It is no basis for judging people, its answers no advice.
 - It is made to be adapted: to try recipes, to run tests and to learn with, in seconds and on two CPU cores.
 - Documents of pretraining have at most 512 tokens; positions up to 1024 are accepted, those above 512 are untried.
 """
@@ -94,7 +95,8 @@ def write_card(
 ## What it can do
 
 Accuracy is the share of answers that greedy decoding writes exactly before it ends the document or the line; loss is in
-nats per token of the answer. {rows} test rows per skill, the weights as shipped, in float32.
+nats per token of the answer. {rows} test rows per skill, the weights as shipped, in float32. The loss takes the end
+token alone for the end, so it is larger after demonstrations, where a new line is as likely.
 
 ### Skills of pretraining
 
@@ -102,7 +104,7 @@ nats per token of the answer. {rows} test rows per skill, the weights as shipped
 
 ### Skills it never saw
 
-For these it must be adapted; the demonstrations alone rarely suffice.
+For these it must be adapted: neither the instruction nor demonstrations suffice.
 
 {_table(zero["held out"], few["held out"])}
 
