@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from multitune.errors import MultituneError
@@ -47,6 +48,37 @@ def test_accumulation_gives_the_losses_and_weights_of_one_big_batch(tmp_path, ta
             assert task["tokens"] == many["tasks"][name]["tokens"]
             assert task["examples"] == many["tasks"][name]["examples"]
             assert task["loss"] == pytest.approx(many["tasks"][name]["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_that_are_not_packed_accumulate_alike(tmp_path, tables, tokenizer, aggregation):
+    settings = {"aggregation": aggregation, "pack": "never"}
+    whole, log = run(tmp_path / "1", tables, tokenizer, micro_batch_size=4, **settings)
+    split, log_split = run(tmp_path / "2", tables, tokenizer, micro_batch_size=1, **settings)
+    assert_same_weights(whole, split, tolerance=2e-5)
+    for one, many in zip(log, log_split, strict=True):
+        assert {n: t["examples"] for n, t in one["tasks"].items()} == {
+            n: t["examples"] for n, t in many["tasks"].items()
+        }
+
+
+def test_a_step_whose_tasks_all_weigh_nothing_changes_nothing(tmp_path, tables, tokenizer):
+    settings = {"task_weights": {"a": 0.0}, "batch_size": 1, "pack": "never", "steps": 8, "save_steps": 100}
+    weights, _ = run(tmp_path, tables, tokenizer, **settings)
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(tmp_path, tables, tokenizer):
+    settings = {"schedule": "constant", "warmup": 0.0}
+    first, _ = run(tmp_path, tables, tokenizer, **settings)
+    again, log = run(tmp_path, tables, tokenizer, **settings)
+    assert_same_weights(first, again)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_last_step_is_logged_whatever_the_interval(tmp_path, tables, tokenizer):
+    _, log = run(tmp_path, tables, tokenizer, logging_steps=4)
+    assert [line["step"] for line in log] == [4, 6]
 
 
 def test_the_logged_tasks_explain_the_logged_loss(tmp_path, tables, tokenizer):
@@ -109,9 +141,11 @@ def test_a_crash_between_checkpoints_goes_on_from_the_last_whole_one(tmp_path, t
 
 def test_a_nan_loss_stops_names_the_task_and_keeps_the_checkpoint(tmp_path, tables, tokenizer):
     with pytest.raises(MultituneError, match="not a finite number"):
-        run(tmp_path, tables, tokenizer, learning_rate=1e30, max_grad_norm=0, save_steps=1, optimizer="sgd")
-    whole = list((tmp_path / "checkpoints").glob("checkpoint-*"))
-    assert all((path / "whole.json").exists() for path in whole)
+        run(tmp_path, tables, tokenizer, learning_rate=1e38, max_grad_norm=0, save_steps=1, optimizer="sgd", warmup=0.4)
+    for path in (tmp_path / "checkpoints").glob("checkpoint-*"):
+        assert (path / "whole.json").exists()
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path / "weights.safetensors").values())
+    assert list((tmp_path / "checkpoints").glob("checkpoint-*")), "the step before the divergence is kept"
 
 
 def test_weights_for_an_unknown_task_are_refused_with_the_nearest(tmp_path, tables, tokenizer):

@@ -42,6 +42,7 @@ class TrainingBatches(Dataset[Batch]):
         micro_batch_size: rows, or a budget of positions.
         pad_token_id: fills what no example covers.
         seed: of the shuffles of rows and micro-batches.
+        rows_per_step: rows per optimiser step; rows that are not packed are sorted by length only inside a step.
 
     Attributes:
         fill: positions that hold tokens of an example, as a share of all positions of the run.
@@ -62,6 +63,7 @@ class TrainingBatches(Dataset[Batch]):
         micro_batch_size: int | TokenBudget,
         pad_token_id: int,
         seed: int,
+        rows_per_step: int | None = None,
     ) -> None:
         _check(tables, mixture, form, pack, row_length)
         self.tables, self.mixture = tuple(tables), mixture
@@ -76,7 +78,7 @@ class TrainingBatches(Dataset[Batch]):
             self._edges_M = np.append(np.arange(0, len(self._rows), max(1, per_batch)), len(self._rows))
         else:
             widths_N = self._width(self._length_N) + (self._width(self._label_N) if form == "seq2seq" else 0)
-            groups = plan_groups(widths_N, micro_batch_size, seed)
+            groups = plan_groups(widths_N, micro_batch_size, seed, rows_per_step)
             self._rows = Rows(groups.examples, np.arange(len(groups.examples) + 1))
             self._edges_M = groups.offsets
         if form == "encoder":

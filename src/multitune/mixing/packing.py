@@ -104,7 +104,7 @@ class TokenBudget(NamedTuple):
     tokens: int
 
 
-def plan_groups(lengths: np.ndarray, size: int | TokenBudget, seed: int) -> Rows:
+def plan_groups(lengths: np.ndarray, size: int | TokenBudget, seed: int, window: int | None = None) -> Rows:
     """Group examples of about the same length into micro-batches, for models whose rows cannot be packed.
 
     The stream is sorted within windows of 50 micro-batches (the habit of transformers' length-grouped sampler: padding
@@ -115,6 +115,8 @@ def plan_groups(lengths: np.ndarray, size: int | TokenBudget, seed: int) -> Rows
         lengths: int [N], positions that each example takes by itself, at least 1.
         size: rows per micro-batch, or the positions that one may have.
         seed: of the shuffles.
+        window: examples that are sorted together instead. The rows of one optimiser step here, so that what a step
+            holds does not depend on how it is split.
 
     Returns:
         Micro-batches as ``Rows``: every example once, longest first within a micro-batch.
@@ -122,7 +124,7 @@ def plan_groups(lengths: np.ndarray, size: int | TokenBudget, seed: int) -> Rows
     if len(lengths) == 0:
         return Rows(_joined([]), np.zeros(1, dtype=np.int64))
     rows = size if isinstance(size, int) else max(1, int(size.tokens / lengths.mean()))
-    window = _GROUPS_PER_WINDOW * rows
+    window = window or _GROUPS_PER_WINDOW * rows
     groups: list[np.ndarray] = []
     for start in range(0, len(lengths), window):
         order = start + np.argsort(-lengths[start : start + window], kind="stable")

@@ -73,9 +73,13 @@ def task_sample_mean(task_N: Tensor, counts: Counts, weight_T: Tensor) -> Tensor
 
 
 def _share_of_present(counts: Counts, weight_T: Tensor) -> Tensor:
-    """Return w_t / sum of w over the tasks present, [T]; a task absent from the step is left out, not divided by 0."""
+    """Return w_t / sum of w over the tasks present, [T]; a task absent from the step is left out, not divided by 0.
+
+    All zeros when every task present has weight 0: such a step teaches nothing.
+    """
     present_T = weight_T * (counts.tokens_T > 0)
-    return present_T / present_T.sum()
+    total = present_T.sum()
+    return present_T / torch.where(total > 0, total, torch.ones_like(total))
 
 
 AGGREGATIONS: dict[str, Callable[[Tensor, Counts, Tensor], Tensor]] = {

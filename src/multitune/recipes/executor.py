@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitune.errors import MultituneError
+from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.recipes import fingerprint
 from multitune.recipes.cards import model_card
 from multitune.recipes.graph import Node, ScoreNode, TrainNode, build, refuse_rows_longer_than
@@ -148,12 +149,14 @@ class _Executor:
         if backbone.form == "encoder" and node.model != BASE:
             backbone = _with_heads_first(backbone, tasks, seed)
         tables = [self._tokens(task, backbone, node) for task in tasks]
-        _say_shares(node, tables)
         backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed)
-        weights = {task.name: task.weight for task in tasks} | step.training.task_weights
+        given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
+        weights = {task.name: task.weight for task in tasks} | given
+        mixture = step.mixture if len(tasks) > 1 else Proportional()  # one task alone has no shares to speak of
+        _say_shares(node, tables, mixture)
         config = step.training.model_copy(update={"task_weights": weights})
         try:
-            result = train(backbone, tables, step.mixture, config, place, seed=seed, title=node.name)
+            result = train(backbone, tables, mixture, config, place, seed=seed, title=node.name)
             save_backbone(backbone, place / "model", merged=step.export == "merged")
         except OSError as error:
             raise disk_error(error, place) from error
@@ -284,14 +287,14 @@ def _with_heads_first(backbone: Backbone, tasks: list[Task], seed: int) -> Backb
     return replace(backbone, model=model, tasks=(*tasks, *others))
 
 
-def _say_shares(node: TrainNode, tables: list[TokenTable]) -> None:
+def _say_shares(node: TrainNode, tables: list[TokenTable], mixture: MixtureConfig) -> None:
     """Log the share that every task will get, in examples and in tokens."""
     from multitune.mixing.policies import share_table
 
     rows = {table.task: len(table) for table in tables}
     mean_tokens = {table.task: float(table.lengths.mean()) for table in tables}
-    logger.info("%s: the policy '%s' gives", node.name, node.step.mixture.policy)
-    for share in share_table(node.step.mixture, rows, mean_tokens):
+    logger.info("%s: the policy '%s' gives", node.name, mixture.policy)
+    for share in share_table(mixture, rows, mean_tokens):
         logger.info(
             "  %-24s %6.1f%% of the examples  %6.1f%% of the tokens  (%d rows)",
             share.task,

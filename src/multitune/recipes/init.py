@@ -183,7 +183,7 @@ steps:
     adapt: {method: lora, r: 16}                       # or full, or any method of peft with its own options
     training:
       epochs: 1
-      batch_size: 32      # rows per optimiser step; a packed row holds several examples
+      batch_size: 8       # rows per optimiser step; a packed row holds several examples, so small data want few
       max_length: 512
       learning_rate: 1.0e-3   # large models want about 2.0e-4 for adapters and 2.0e-5 for full
       aggregation: task_token_mean   # every task counts alike; token_mean is plain fine-tuning

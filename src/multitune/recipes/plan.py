@@ -291,7 +291,7 @@ def _simulate(
         order, row_count = plan_rows.examples, len(plan_rows)
         positions = row_count * config.max_length
     else:
-        groups = plan_groups(length_N, config.rows_per_forward, recipe.seed)
+        groups = plan_groups(length_N, config.rows_per_forward, recipe.seed, config.batch_size)
         order, row_count = groups.examples, seen
         row_of_example = np.arange(seen)
         widths = np.maximum.reduceat(length_N[order], groups.offsets[:-1])

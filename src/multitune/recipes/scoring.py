@@ -65,8 +65,12 @@ def _tasks(file: Path) -> list[Task]:
         raise MultituneError("The file has no tasks.", str(file), "Write tasks: {name: {...}}.")
     found = []
     for name, task in tasks.items():
+        if not isinstance(task, dict):
+            raise MultituneError(
+                f"The task '{name}' is not a mapping.", document.where(("tasks", name)), "Write {...}."
+            )
         try:
-            found.append(Task.model_validate({"name": name, **(task or {})}))
+            found.append(Task.model_validate({"name": name, **task}))
         except ValidationError as error:
             raise schema_errors(error, document, ("tasks", name)) from None
     return found

@@ -31,9 +31,14 @@ class TrainingConfig(BaseModel):
     task_weights: dict[str, NonNegativeFloat] = Field({}, description="loss weight per task; 1 where not given")
 
     learning_rate: PositiveFloat | None = Field(None, description="default 2e-4 for adapters, 2e-5 for full")
-    schedule: str = Field("cosine", description="a scheduler name of transformers")
+    schedule: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial", "cosine_with_restarts"
+    ] = Field("cosine", description="a scheduler of transformers")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
-    optimizer: str = Field("adamw_torch_fused", description="an optimiser name of transformers.TrainingArguments")
+    optimizer: Literal[
+        "adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_bnb_8bit",
+        "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit",
+    ] = Field("adamw_torch_fused", description="an optimiser of transformers.TrainingArguments")  # fmt: skip
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -55,6 +60,8 @@ class TrainingConfig(BaseModel):
         given = [name for name in ("epochs", "steps", "examples") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both set the length of training; keep one of them")
+        if self.task_weights and self.aggregation in ("token_mean", "sample_mean"):
+            raise ValueError(f"task_weights have no effect with the aggregation {self.aggregation}; use a task mean")
         if self.rows_per_forward > self.batch_size or self.batch_size % self.rows_per_forward:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.rows_per_forward}; "

@@ -45,7 +45,8 @@ def _whole_lines(path: Path) -> list[str]:
     """Return the lines that were written to their end; the last one may have been cut short by a kill."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    with path.open(encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file if line.endswith("\n")]
 
 
 def _finite(value: Any) -> Any:

@@ -24,12 +24,12 @@ from multitune.mixing.policies import MixtureConfig, shares
 from multitune.mixing.tokens import TokenTable
 from multitune.models.loading import Backbone
 from multitune.models.packed import check_packing, packing_route
-from multitune.training.checkpoints import find_checkpoint
+from multitune.training.checkpoints import find_checkpoint, load_weights
 from multitune.training.config import TrainingConfig
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
-from multitune.training.trainer import MultiTaskTrainer
+from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 
 logger = logging.getLogger("multitune.training")
 
@@ -113,13 +113,18 @@ def train(
         )
         _remove_default_printers(trainer)
         try:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            if resume and resumed_step >= trainer.args.max_steps:
+                load_weights(resume, trainer.model)  # killed after the last checkpoint: another step would be too many
+            else:
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
             view.close()
-    if request.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(trainer.state.global_step)
+    steps = max(resumed_step, trainer.state.global_step)
+    if request.requested:
+        raise Interrupted(steps)
+    refuse_nonfinite_weights(trainer.model, steps, folder / "checkpoints")
     backbone.model.eval()
-    return TrainingResult(trainer.state.global_step, time.monotonic() - started, trainable, batches.fill)
+    return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill)
 
 
 class StopAtStepEnd(TrainerCallback):
@@ -129,7 +134,9 @@ class StopAtStepEnd(TrainerCallback):
         self.request = request
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the Trainer to save and stop."""
+        """Ask the Trainer to save and stop; and to log the last step, whatever logging_steps says."""
+        if self.request.requested or state.global_step >= state.max_steps:
+            control.should_log = True
         if self.request.requested:
             control.should_save = True
             control.should_training_stop = True
@@ -175,6 +182,7 @@ def make_batches(
         pack=pack,
         row_length=config.max_length,
         micro_batch_size=config.rows_per_forward,
+        rows_per_step=config.batch_size,
         pad_token_id=backbone.tokenizer.pad_token_id,
         seed=seed,
     )
@@ -202,7 +210,7 @@ def training_arguments(
     """Translate a TrainingConfig into the Trainer's arguments; what was resolved is logged."""
     device = backbone.model.device if hasattr(backbone.model, "device") else torch.device("cpu")
     on_gpu = torch.cuda.is_available() and device.type == "cuda"
-    processes = _world_size()
+    processes = _world_size(on_gpu)
     accumulation, remainder = divmod(config.batch_size, config.rows_per_forward * processes)
     if remainder or accumulation == 0:
         raise MultituneError(
@@ -220,7 +228,7 @@ def training_arguments(
         steps,
         config.batch_size,
         learning_rate,
-        "bfloat16" if bf16 and on_gpu else "float32" if config.precision != "float16" else "float16",
+        "float32" if not on_gpu else "bfloat16" if bf16 else config.precision.replace("auto", "float32"),
         config.aggregation,
     )
     return TrainingArguments(
@@ -230,7 +238,7 @@ def training_arguments(
         max_steps=steps,
         learning_rate=learning_rate,
         lr_scheduler_type=config.schedule,
-        warmup_steps=math.ceil(config.warmup * steps),
+        warmup_steps=int(config.warmup * steps),
         optim=config.optimizer,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -254,10 +262,10 @@ def training_arguments(
     )
 
 
-def _world_size() -> int:
+def _world_size(on_gpu: bool) -> int:
     from accelerate import PartialState
 
-    return int(PartialState().num_processes)
+    return int(PartialState(cpu=not on_gpu).num_processes)
 
 
 def _trains_everything(backbone: Backbone) -> bool:

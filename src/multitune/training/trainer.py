@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -174,8 +176,19 @@ class MultiTaskTrainer(Trainer):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Return the gradient's norm; one that is not finite must not reach the weights.
+
+        On a GPU asking would wait for the device at every step; there ``_save_checkpoint`` asks the weights instead.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.args.device.type == "cpu" and not math.isfinite(float(norm)):
+            raise diverged("The gradient", self.state.global_step + 1, Path(str(self.args.output_dir)))
+        return norm
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.monitor.refuse_nonfinite(self.state.global_step)
+        refuse_nonfinite_weights(self.model, self.state.global_step, Path(str(self.args.output_dir)))
         random_states = self._random_states()
         if not self.args.should_save:
             return
@@ -191,7 +204,7 @@ class MultiTaskTrainer(Trainer):
                 trainer_state=json.dumps(_plain_state(self.state)),
                 fingerprint=self.fingerprint,
             )
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise _cannot_write(error, folder) from error
         checkpoints.remove_old_checkpoints(folder, self.args.save_total_limit or 2)
 
@@ -231,8 +244,29 @@ def _plain_state(state: Any) -> dict[str, Any]:
     return fields | {"stateful_callbacks": {}}
 
 
-def _cannot_write(error: OSError, folder: Path) -> MultituneError:
-    if error.errno == errno.ENOSPC:
+def refuse_nonfinite_weights(model: torch.nn.Module, step: int, folder: Path) -> None:
+    """Raise when a parameter that trains holds NaN or infinity: neither checkpoint nor export may hold it.
+
+    Raises:
+        MultituneError: after which step, and where the last good checkpoint lies.
+    """
+    finite = [torch.isfinite(p).all() for p in model.parameters() if p.requires_grad]
+    if finite and not bool(torch.stack(finite).all()):
+        raise diverged("A weight", step, folder)
+
+
+def diverged(what: str, step: int, folder: Path) -> MultituneError:
+    """Return the error for a training that has diverged."""
+    kept = checkpoints.sorted_checkpoints(folder)
+    place = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint was written yet"
+    return MultituneError(
+        f"{what} is not a finite number.", f"training step {step}", f"{place}; train with a lower learning_rate."
+    )
+
+
+def _cannot_write(error: OSError | SafetensorError, folder: Path) -> MultituneError:
+    # safetensors wraps the operating system's error into its own, with the number in the text
+    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
         free = shutil.disk_usage(folder).free
         return MultituneError(
             "The disk is full; the checkpoint was not written and the one before it is kept.",
