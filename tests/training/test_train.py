@@ -76,6 +76,17 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(tmp_path, ta
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
 
 
+def test_weights_in_16_bits_train_in_float32_and_are_given_back(tmp_path, tables, tokenizer):
+    backbone = Backbone(make_model().bfloat16(), tokenizer, "causal", ModelConfig(name="toy"), ())
+    before = {name: p.clone() for name, p in backbone.model.named_parameters()}
+    config = TrainingConfig(**{**SETTINGS, "learning_rate": 1e-3})
+    training.train(backbone, tables, Proportional(), config, tmp_path, seed=0)
+    saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / "weights.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}
+    assert not torch.equal(before["lm_head.weight"], backbone.model.lm_head.weight)
+
+
 def test_the_last_step_is_logged_whatever_the_interval(tmp_path, tables, tokenizer):
     _, log = run(tmp_path, tables, tokenizer, logging_steps=4)
     assert [line["step"] for line in log] == [4, 6]
