@@ -71,6 +71,18 @@ def test_from_files_to_a_report(recipe, files):
         assert rows[row["task"]][row["metric"]] == pytest.approx(row["value"])
 
 
+def test_score_reads_a_suite_from_its_own_folder_and_names_a_bad_out_at_once(recipe, files):
+    (files / "suites").mkdir()
+    suite = "tasks: {first: {test: ../first.jsonl, held_out: true, kind: generate, max_new_tokens: 2}}\n"
+    (files / "suites" / "suite.yaml").write_text(suite)
+    (files / "whole.yaml").write_text("name: whole\nmodel: tiny\ntasks: suites/suite.yaml\n")
+    answer = json.loads(multitune("score", "tiny", "--tasks", "whole.yaml", "--rows", 2, "--json", folder=files).stdout)
+    assert answer["scores"][0]["n"] == 2
+    (files / "taken").write_text("")
+    done = multitune("score", "tiny", "--tasks", "whole.yaml", "--out", "taken/scores", folder=files, expect=2)
+    assert "taken" in done.stderr
+
+
 def test_mistakes_leave_with_code_two_and_nothing_behind(recipe, files):
     recipe.write_text(recipe.read_text().replace("kind: label", "kindd: label"))
     done = multitune("run", "recipe.yaml", "--out", "out", folder=files, expect=2)

@@ -12,6 +12,7 @@ from multitune.errors import MultituneError
 from multitune.recipes.executor import with_heads
 from multitune.recipes.loading import schema_errors
 from multitune.recipes.reading import read_yaml
+from multitune.recipes.run_folder import disk_error
 from multitune.scoring.score import ScoreConfig, TaskScore, scored_split
 from multitune.tasks.task import Task
 
@@ -38,9 +39,14 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     from multitune.scoring.scoreboard import Scoreboard, score_rows
     from multitune.tasks.prompting import resolve
 
-    folder = file.resolve().parent
     config = ScoreConfig(rows=rows)
-    tasks = [task for task in _tasks(file) if scored_split(task, config.split)]
+    found, folder = _tasks(file)
+    tasks = [task for task in found if scored_split(task, config.split)]
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        except OSError as error:
+            raise disk_error(error, out) from error
     if not tasks:
         raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
     resolved = [resolve(task, folder) for task in tasks]
@@ -56,7 +62,8 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     return scores
 
 
-def _tasks(file: Path) -> list[Task]:
+def _tasks(file: Path) -> tuple[list[Task], Path]:
+    """Return the tasks of a recipe or suite file, and the folder that their paths are relative to."""
     document = read_yaml(file)
     tasks: Any = document.data.get("tasks")
     if isinstance(tasks, str):
@@ -73,7 +80,7 @@ def _tasks(file: Path) -> list[Task]:
             found.append(Task.model_validate({"name": name, **task}))
         except ValidationError as error:
             raise schema_errors(error, document, ("tasks", name)) from None
-    return found
+    return found, file.resolve().parent
 
 
 def _backbone(model: str, tasks: list[Task], seed: int) -> Backbone:

@@ -97,7 +97,7 @@ class MultiTaskTrainer(Trainer):
         self.monitor = TaskMonitor(names, args.device, reduce)
         self.write_log = log
         self.fingerprint = fingerprint
-        self._tokens_since_log = 0
+        self._tokens_since_log = torch.zeros((), dtype=torch.int64)
         self._seconds_at_log = time.monotonic()
 
     # -- data ----------------------------------------------------------------------------------------------------
@@ -119,7 +119,9 @@ class MultiTaskTrainer(Trainer):
         sizes = [len(place.task_N) for place in places]
         for batch, weight_n, place in zip(batches, weights_N.split(sizes), places, strict=True):
             batch["task_N"], batch["weight_N"] = place.task_N, weight_n
-            self._tokens_since_log += batch["input_ids"].numel()
+            # padding is no work done: an example id or the attention mask says what is a token
+            tokens_BS = batch["attention_mask"] if "attention_mask" in batch else batch["example_ids"] >= 0
+            self._tokens_since_log = self._tokens_since_log + tokens_BS.sum()
         return batches, None
 
     # -- loss ----------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ class MultiTaskTrainer(Trainer):
     def _record(self, logs: dict[str, float], tasks: dict[str, TaskSums]) -> dict[str, Any]:
         now = time.monotonic()
         seconds, self._seconds_at_log = now - self._seconds_at_log, now
-        tokens, self._tokens_since_log = self._tokens_since_log, 0
+        tokens, self._tokens_since_log = int(self._tokens_since_log), torch.zeros((), dtype=torch.int64)
         last = min(self.state.global_step * self._batches_per_step, len(self.batches)) - 1
         return {
             "step": self.state.global_step,
