@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,7 +71,7 @@ class RunFolder:
         facts = _facts(recipe, command)
         facts["started"] = before["started"]
         facts["seconds"] = round(before.get("seconds", 0.0) + seconds, 2)
-        facts["machine"]["accelerator"] = _accelerator()
+        facts["machine"]["accelerator"] = accelerator()
         write_whole(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
 
     @contextmanager
@@ -152,25 +152,32 @@ def _facts(recipe: Recipe, command: str) -> dict[str, Any]:
         "seed": recipe.seed,
         "command": command or " ".join(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "system": platform.platform(),
-            "processors": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "python": platform.python_version(),
-        },
-        "versions": dict(_versions()),
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
-def _accelerator() -> str:
+def machine() -> dict[str, Any]:
+    """Return what may matter of this machine: nothing that names it."""
+    return {
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+    }
+
+
+def accelerator() -> str:
+    """Return the GPU's name, or "none"; loads torch."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide results, as far as they are installed."""
+    found = {}
     for package in ("multitune", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers"):
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
