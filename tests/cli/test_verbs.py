@@ -97,7 +97,7 @@ def test_verbs_complete():
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["run", "report"], done.stderr
+    assert done.stdout.split() == ["run", "report", "reproduce"], done.stderr
 
 
 def test_the_log_goes_to_stderr_once(capsys):

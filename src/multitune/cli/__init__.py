@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from multitune import __version__
-from multitune.cli import check, init, quickstart, report, run, schema, score
+from multitune.cli import check, init, quickstart, report, reproduce, run, schema, score, systems
 from multitune.cli.failures import told
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
+app.command("systems")(systems.systems)
+app.command("reproduce")(reproduce.reproduce)
 
 
 def _print_version(wanted: bool) -> None:

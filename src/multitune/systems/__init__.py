@@ -1,1 +1,338 @@
+"""The gallery: every published system that the house is built for, and those of them that stand.
 
+A system that stands is one file with its facts and its reproduction; the others are to come. Nothing heavy is loaded to
+list them: a reproduction imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from multitune.errors import MultituneError, nearest
+from multitune.systems import mftcoder
+from multitune.systems.system import System
+
+_GALLERY = (
+    System(
+        1,
+        "SSFT",
+        "Improving Large Language Model Fine-tuning for Solving Math Problems",
+        "arXiv 2310.10047, 2023",
+        "Learning to judge solutions, and re-ranking clusters of answers, raises accuracy in mathematics.",
+        "decoding",
+    ),
+    System(
+        2,
+        "ProMoT",
+        "Preserving In-Context Learning Ability in Large Language Model Fine-tuning",
+        "arXiv 2211.00635, ICLR 2024",
+        "A soft prompt that takes up the task's format first keeps in-context ability through fine-tuning.",
+        "adaptation",
+    ),
+    System(
+        3,
+        "R-MTGB",
+        "Robust Multi-Task Gradient Boosting",
+        "Expert Systems with Applications, 2025",
+        "Boosted trees share strength between related tasks and find those that do not belong.",
+        "tabular",
+    ),
+    System(
+        4,
+        "MLLM-MSR",
+        "Harnessing Multimodal Large Language Models for Multimodal Sequential Recommendation",
+        "arXiv 2408.09698, AAAI 2025",
+        "Summaries of images and of changing preferences let a tuned language model recommend what comes next.",
+        "recipes",
+    ),
+    System(
+        5,
+        "GFlowVLM",
+        "Enhancing Multi-step Reasoning in Vision-Language Models with Generative Flow Networks",
+        "arXiv 2503.06514, CVPR 2025",
+        "Flow objectives let an agent sample all good plans in proportion to their reward, not just one.",
+        "objectives",
+    ),
+    System(
+        6,
+        "AnyTaskTune",
+        "Advanced Domain-Specific Solutions through Task-Fine-Tuning",
+        "arXiv 2407.07094, 2024",
+        "Small models tuned on a workflow's own sub-tasks beat larger general ones at these sub-tasks.",
+        "recipes",
+    ),
+    System(
+        7,
+        "Cocktail",
+        "Mixing It Up: The Cocktail Effect of Multi-Task Fine-Tuning on LLM Performance",
+        "arXiv 2410.01109, 2024",
+        "Some mixture of related tasks beats training on the target task alone.",
+        "scoring",
+    ),
+    System(
+        8,
+        "DLF",
+        "On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion",
+        "arXiv 2406.15480, NeurIPS 2024",
+        "Small tuned experts steer a large untuned model at decoding time, with a strength chosen at every token.",
+        "decoding",
+    ),
+    System(
+        9,
+        "MVLPT",
+        "Multitask Vision-Language Prompt Tuning",
+        "arXiv 2211.11720, WACV 2024",
+        "A prompt learned on many source tasks is a better start for few-shot target tasks than noise.",
+        "adaptation",
+    ),
+    System(
+        10,
+        "MULTI-LANE",
+        "Less Is More: Summarizing Patch Tokens for Efficient Multi-Label Class-Incremental Learning",
+        "CoLLAs 2024",
+        "Parallel lanes over a few summary tokens learn new classes without forgetting, at nearly flat cost.",
+        "training",
+    ),
+    System(
+        11,
+        "Conjugate prompting",
+        "Understanding Catastrophic Forgetting in Language Models via Implicit Inference",
+        "arXiv 2309.10105, ICLR 2024",
+        "What fine-tuning seems to have erased is mis-inferred tasks; a transformed prompt brings it back.",
+        "scoring",
+    ),
+    System(
+        12,
+        "PEFT survey",
+        "Parameter-Efficient Fine-Tuning for Foundation Models",
+        "arXiv 2501.13787, 2025",
+        "One registry of adaptation methods with true costs, comparable by name.",
+        "adaptation",
+    ),
+    System(
+        13,
+        "Polyhistor",
+        "Polyhistor: Parameter-Efficient Multi-Task Adaptation for Dense Vision Tasks",
+        "arXiv 2210.03265, NeurIPS 2022",
+        "Factored hypernetworks give dense vision tasks their adapters with a tenth of the parameters.",
+        "adaptation",
+    ),
+    System(
+        14,
+        "MHR",
+        "Multi-Head Adapter Routing for Cross-Task Generalization",
+        "arXiv 2211.03831, NeurIPS 2023",
+        "A shared inventory of adapters with learned routing adapts to a new task by very few numbers.",
+        "adaptation",
+    ),
+    System(
+        15,
+        "BLOOMZ and mT0",
+        "Crosslingual Generalization through Multitask Finetuning",
+        "arXiv 2211.01786, ACL 2023",
+        "Fine-tuning on prompted tasks in many languages carries over to unseen tasks and unseen languages.",
+        "scoring",
+    ),
+    System(
+        16,
+        "MLLM-CTBench",
+        "A Benchmark for Continual Instruction Tuning of Multimodal LLMs with Reasoning Diagnosis",
+        "arXiv 2508.08275, 2025",
+        "A sequence of tasks shows what each learner forgets, in its answers and in its reasoning.",
+        "training",
+    ),
+    System(
+        17,
+        "GOT-D",
+        "Get More for Less: Principled Data Selection for Warming Up Fine-Tuning in LLMs",
+        "arXiv 2405.02774, ICLR 2024",
+        "Gradients of an optimal-transport distance pick the open data that is worth a warm-up.",
+        "mixing",
+    ),
+    System(
+        18,
+        "FM3",
+        "Few-shot Multimodal Multitask Multilingual Learning",
+        "arXiv 2303.12489, 2023",
+        "Contrastive pairs and generated adapters teach one model many tasks from a handful of labels.",
+        "objectives",
+    ),
+    System(
+        19,
+        "PCP",
+        "Don't Stop Pretraining? Make Prompt-based Fine-tuning Powerful Learner",
+        "arXiv 2305.01711, NeurIPS 2023",
+        "Continued pre-training on texts that carry the prompt makes prompt-based fine-tuning better.",
+        "adaptation",
+    ),
+    mftcoder.SYSTEM,
+    System(
+        21,
+        "HFT",
+        "HFT: Half Fine-Tuning for Large Language Models",
+        "arXiv 2404.18466, ACL 2025",
+        "Training a random half of the matrices per round forgets less and costs less than training all.",
+        "weights",
+    ),
+    System(
+        22,
+        "EPT",
+        "Efficient Prompt Tuning by Multi-Space Projection and Prompt Fusion",
+        "arXiv 2405.11464, AAAI 2025",
+        "A short prompt with low-rank offsets and several projections is better and faster than a long one.",
+        "adaptation",
+    ),
+    System(
+        23,
+        "Co-citation MoE",
+        "Contrastive Learning and Mixture of Experts Enables Precise Vector Embeddings",
+        "arXiv 2401.15713, Scientific Reports 2025",
+        "One encoder with an expert per field is as good in every field as a specialist.",
+        "models",
+    ),
+    System(
+        24,
+        "LiNeS",
+        "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
+        "arXiv 2410.17146, ICLR 2025",
+        "Scaling a task vector by layer depth gives general skill back and makes merging better.",
+        "weights",
+    ),
+    System(
+        25,
+        "aTLAS",
+        "Knowledge Composition using Task Vectors with Learned Anisotropic Scaling",
+        "arXiv 2407.02880, NeurIPS 2024",
+        "One learned coefficient per task vector and block composes what several models know.",
+        "weights",
+    ),
+    System(
+        26,
+        "GPT-3 evaluation",
+        "Language Models are Few-Shot Learners",
+        "arXiv 2005.14165, NeurIPS 2020",
+        "Examples in the context alone teach a frozen model tasks, the more so the larger it is.",
+        "scoring",
+    ),
+    System(
+        27,
+        "OPT-IML",
+        "Scaling Language Model Instruction Meta Learning through the Lens of Generalization",
+        "arXiv 2212.12017, 2022",
+        "Instruction tuning carries over to new examples, new tasks and new families of tasks, each measured.",
+        "scoring",
+    ),
+    System(
+        28,
+        "MultiTab",
+        "MultiTab: A Scalable Foundation for Multitask Learning on Tabular Data",
+        "AAAI 2026",
+        "Task tokens under masked attention learn many target columns without crowding one another out.",
+        "tabular",
+    ),
+    System(
+        29,
+        "Breadcrumbs",
+        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
+        "arXiv 2312.06795, ECCV 2024",
+        "Keeping the middle band of every layer's changes merges many models with one setting.",
+        "weights",
+    ),
+    System(
+        30,
+        "Quick learners",
+        "Instruction Tuned Models are Quick Learners",
+        "arXiv 2306.05539, 2023",
+        "An instruction-tuned start matches full supervision with a fraction of the downstream examples.",
+        "scoring",
+    ),
+    System(
+        31,
+        "ECMT",
+        "Efficient Controllable Multi-Task Architectures",
+        "arXiv 2308.11744, ICCV 2023",
+        "One network, slimmable in encoder and decoders, follows changing budgets and priorities untrained.",
+        "models",
+    ),
+    System(
+        32,
+        "Behaviour shift",
+        "From Language Modeling to Instruction Following: Understanding the Behavior Shift after Instruction Tuning",
+        "arXiv 2310.00492, NAACL 2024",
+        "Attribution, heads and feed-forward concepts show what instruction tuning has changed in a model.",
+        "scoring",
+    ),
+    System(
+        33,
+        "JiuZhang 2.0",
+        "A Unified Chinese Pre-trained Language Model for Multi-task Mathematical Problem Solving",
+        "arXiv 2306.11027, KDD 2023",
+        "Experts behind task prompts let one moderate model do a dozen mathematical tasks without interference.",
+        "models",
+    ),
+    System(
+        34,
+        "PEFT for code",
+        "Exploring Parameter-Efficient Fine-Tuning Techniques for Code Generation with Large Language Models",
+        "arXiv 2308.10462, TOSEM 2025",
+        "Adapters on large code models beat fully tuned small ones, and examples in the context, at less memory.",
+        "adaptation",
+    ),
+    System(
+        35,
+        "Long-context RAG",
+        "Long-Context LLMs Meet RAG: Overcoming Challenges for Long Inputs in RAG",
+        "arXiv 2410.05983, ICLR 2025",
+        "Reordered passages and retrieval-aware tuning keep answers improving as passages are added.",
+        "decoding",
+    ),
+    System(
+        36,
+        "Recformer",
+        "Text Is All You Need: Learning Language Representations for Sequential Recommendation",
+        "arXiv 2305.13731, KDD 2023",
+        "Items read as text, not as ids, can be recommended before anybody has seen them.",
+        "models",
+    ),
+    System(
+        37,
+        "PTR",
+        "Think Thrice Before You Act: Progressive Thought Refinement in Large Language Models",
+        "arXiv 2410.13413, ICLR 2025",
+        "Tuning on strong answers after masked weak thoughts makes a second and third answer better.",
+        "decoding",
+    ),
+    System(
+        38,
+        "AgentTTS",
+        "AgentTTS: Large Language Model Agent for Test-time Compute-optimal Scaling in Complex Tasks",
+        "arXiv 2508.00890, NeurIPS 2025",
+        "A guided search finds the best models and sample counts of a pipeline under one budget in tens of trials.",
+        "decoding",
+    ),
+)
+
+SYSTEMS: dict[int, System] = {system.number: system for system in _GALLERY}
+
+
+def find_system(word: str) -> System:
+    """Return the system of a number ("20", "20-mftcoder") or a name ("mftcoder").
+
+    Raises:
+        MultituneError: there is none; the nearest is named.
+    """
+    names = {system.name.lower(): system for system in _GALLERY}
+    slugs = {system.slug: system for system in _GALLERY}
+    wanted = word.strip().lower()
+    if wanted.isdecimal() and int(wanted) in SYSTEMS:
+        return SYSTEMS[int(wanted)]
+    if found := names.get(wanted) or slugs.get(wanted):
+        return found
+    if wanted.isdecimal():
+        closest = min(SYSTEMS, key=lambda number: abs(number - int(wanted)))
+        hint = f" The nearest is {closest} ({SYSTEMS[closest].name})."
+    else:
+        hint = nearest(wanted, [*names, *slugs])
+    raise MultituneError(
+        f"There is no system '{word}' in the gallery.{hint}",
+        f"systems {word}",
+        f"Give a number from {min(SYSTEMS)} to {max(SYSTEMS)} or a name; `multitune systems` lists them.",
+    )
