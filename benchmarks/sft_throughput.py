@@ -284,7 +284,8 @@ def main() -> None:
             sys.exit(f"{arm} failed:\n{finished.stderr[-3000:]}")
         results.append(json.loads(finished.stdout.splitlines()[-1]))
         print(f"{arm}: {results[-1]['labelled_tokens_per_process_second']:.0f} labelled tokens / process second")
-    summary = {"command": " ".join(sys.argv), **vars(options), "out": None, **summarise(results)}
+    settings = f"--steps {options.steps} --threads {options.threads} --lengths {options.lengths}"
+    summary = {"command": f"python benchmarks/sft_throughput.py {settings}", **summarise(results)}
     print(json.dumps(summary, indent=2, default=str))
     if options.out:
         options.out.write_text(json.dumps({**summary, "runs": results}, indent=2, default=str) + "\n")
