@@ -51,9 +51,18 @@ def backbone(tokenizer) -> Backbone:
 @pytest.fixture(scope="session")
 def tables(tokenizer, tmp_path_factory):
     """Task "a" (40 rows of 2-9 words) and task "b" (10 rows of 1 word), both in tokens."""
-    folder: Path = tmp_path_factory.mktemp("tables")
+    return make_tables(tokenizer, tmp_path_factory.mktemp("tables"), {"a": 40, "b": 10})
+
+
+@pytest.fixture(scope="session")
+def validation(tokenizer, tmp_path_factory):
+    """Rows like those of the training tables: 7 of task "a" and 3 of task "b"."""
+    return make_tables(tokenizer, tmp_path_factory.mktemp("validation"), {"a": 7, "b": 3})
+
+
+def make_tables(tokenizer, folder: Path, sizes: dict[str, int]):
     tables = []
-    for name, rows in (("a", 40), ("b", 10)):
+    for name, rows in sizes.items():
         lines = [
             {
                 "input": " ".join("pqrstu"[: 1 + i % 6]),

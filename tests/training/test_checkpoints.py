@@ -35,6 +35,7 @@ def write(folder, run, fingerprint="f"):
         model=model,
         optimizer=optimizer,
         schedule=schedule,
+        balancer={},
         random_states={"cpu": torch.get_rng_state()[None]},
         trainer_state="{}",
         fingerprint=fingerprint,

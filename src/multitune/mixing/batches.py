@@ -27,7 +27,141 @@ _MULTIPLE = 8  # padded widths are multiples of this, which matrix kernels like
 Batch = dict[str, torch.Tensor]
 
 
-class TrainingBatches(Dataset[Batch]):
+class PlannedBatches(Dataset[Batch]):
+    """Micro-batches by number, built from token tables by a plan of which examples share a row and a micro-batch.
+
+    Args:
+        tables: token tables in the order of the task ids.
+        task_N: task of every example of the plan, int32 [N].
+        row_N: its row in the task's table, int32 [N].
+        form: what the backbone reads.
+        pack: causal only: every row has ``row_length`` tokens; others are as long as the fullest row asks for.
+        row_length: S; no row holds more.
+        pad_token_id: fills what no example covers.
+
+    Attributes:
+        lengths_N: tokens of every example (the prompt's, for seq2seq and encoder), int64 [N].
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TokenTable],
+        task_N: np.ndarray,
+        row_N: np.ndarray,
+        *,
+        form: Form,
+        pack: bool,
+        row_length: int,
+        pad_token_id: int,
+    ) -> None:
+        self.tables = tuple(tables)
+        self.form, self.pack, self.row_length, self.pad_token_id = form, pack, row_length, pad_token_id
+        self._task_N, self._row_N = task_N, row_N
+        self.lengths_N = _per_example([table.lengths for table in tables], task_N, row_N)
+        self._label_N = _per_example([table.label_counts for table in tables], task_N, row_N)
+        if form == "encoder":
+            self._value_N = _per_example([table.values for table in tables], task_N, row_N)
+
+    def plan(self, rows: Rows, edges_M: np.ndarray) -> None:
+        """Set the plan: ``rows`` of examples, and micro-batch m made of rows edges_M[m] .. edges_M[m + 1] - 1."""
+        self._rows, self._edges_M = rows, edges_M
+
+    def __len__(self) -> int:
+        """Micro-batches in the run, on all processes together."""
+        return len(self._edges_M) - 1
+
+    def __getitem__(self, index: int) -> Batch:
+        """Micro-batch number ``index``, of B rows.
+
+        causal: input_ids, labels, position_ids, task_ids, example_ids, int64 [B, S]. Labels are not shifted; the first
+        token of every example has none. Positions begin at 0 in every example, and in the padding behind them.
+        seq2seq: input_ids, attention_mask [B, S]; labels, task_ids, example_ids [B, S of the targets].
+        encoder: input_ids, attention_mask [B, S]; values float64 [B], task_ids, example_ids [B].
+        Example ids number the examples of the whole run; where there is no example, both ids are -1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"micro-batch {index} is not within 0..{len(self) - 1}")
+        arrays = {"causal": self._causal, "seq2seq": self._seq2seq, "encoder": self._encoder}[self.form](index)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def tokens_at(self, index: int) -> int:
+        """Tokens of examples, not padding, in one micro-batch; for seq2seq those of the targets too."""
+        examples = self._examples(index)
+        labels = self._label_N[examples].sum() if self.form == "seq2seq" else 0
+        return int(self.lengths_N[examples].sum() + labels)
+
+    def _examples(self, index: int) -> np.ndarray:
+        """The mixture's places that a micro-batch holds, row after row."""
+        first, last = self._rows.offsets[self._edges_M[index : index + 2]]
+        return self._rows.examples[first:last]
+
+    def _width(self, longest: np.ndarray | int) -> np.ndarray:
+        return np.minimum(-(-np.asarray(longest) // _MULTIPLE) * _MULTIPLE, self.row_length)
+
+    def _causal(self, index: int) -> dict[str, np.ndarray]:
+        first, last = self._edges_M[index : index + 2]
+        examples = self._examples(index)
+        row_N = np.repeat(np.arange(last - first), np.diff(self._rows.offsets[first : last + 1]))
+        length_N = self.lengths_N[examples]
+        start_N = _before(length_N)  # tokens of the micro-batch before an example, then of its row
+        used_B = np.bincount(row_N, weights=length_N).astype(np.int64)
+        start_N = start_N - _before(used_B)[row_N]
+        width = self.row_length if self.pack else int(self._width(used_B.max()))
+        shape = (int(last - first), width)
+        place = _places(row_N * width + start_N, length_N)
+        positions = np.arange(width) - used_B[:, None]  # right for the padding
+        positions.ravel()[place] = _places(np.zeros_like(length_N), length_N)
+        return {
+            "input_ids": _filled(shape, self.pad_token_id, place, self._tokens("input_ids", examples)),
+            "labels": _filled(shape, IGNORED, place, self._tokens("labels", examples)),
+            "position_ids": positions,
+            "task_ids": _filled(shape, -1, place, np.repeat(self._task_N[examples], length_N)),
+            "example_ids": _filled(shape, -1, place, np.repeat(examples, length_N)),
+        }
+
+    def _inputs(self, examples: np.ndarray) -> dict[str, np.ndarray]:
+        """input_ids and attention_mask of rows with one example each."""
+        length_B = self.lengths_N[examples]
+        shape = (len(examples), int(self._width(length_B.max())))
+        place = _places(np.arange(len(examples)) * shape[1], length_B)
+        return {
+            "input_ids": _filled(shape, self.pad_token_id, place, self._tokens("input_ids", examples)),
+            "attention_mask": _filled(shape, 0, place, np.ones_like(place)),
+        }
+
+    def _seq2seq(self, index: int) -> dict[str, np.ndarray]:
+        examples = self._examples(index)
+        length_B = self._label_N[examples]
+        shape = (len(examples), int(self._width(length_B.max())))
+        place = _places(np.arange(len(examples)) * shape[1], length_B)
+        return {
+            **self._inputs(examples),
+            "labels": _filled(shape, IGNORED, place, self._tokens("labels", examples)),
+            "task_ids": _filled(shape, -1, place, np.repeat(self._task_N[examples], length_B)),
+            "example_ids": _filled(shape, -1, place, np.repeat(examples, length_B)),
+        }
+
+    def _encoder(self, index: int) -> dict[str, np.ndarray]:
+        examples = self._examples(index)
+        return {
+            **self._inputs(examples),
+            "values": self._value_N[examples],
+            "task_ids": self._task_N[examples].astype(np.int64),
+            "example_ids": examples,
+        }
+
+    def _tokens(self, column: str, examples: np.ndarray) -> np.ndarray:
+        """Token ids or labels of examples, one after the other."""
+        task_N, row_N = self._task_N[examples], self._row_N[examples]
+        slices: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(examples)
+        for task in np.unique(task_N):
+            own = np.flatnonzero(task_N == task)
+            for place, ids in zip(own.tolist(), self.tables[task].slices(column, row_N[own]), strict=True):
+                slices[place] = ids
+        return np.concatenate(slices)
+
+
+class TrainingBatches(PlannedBatches):
     """All micro-batches of a run, by number; each is a pure function of the tables, the mixture and the seed.
 
     Packed rows hold several examples; other rows hold one, and micro-batches of rows are grouped by length. The last
@@ -66,49 +200,20 @@ class TrainingBatches(Dataset[Batch]):
         rows_per_step: int | None = None,
     ) -> None:
         _check(tables, mixture, form, pack, row_length)
-        self.tables, self.mixture = tuple(tables), mixture
-        self.form, self.pack, self.row_length, self.pad_token_id = form, pack, row_length, pad_token_id
-        self._task_N, self._row_N = _draws(mixture)
-        self._length_N = _per_example([table.lengths for table in tables], self._task_N, self._row_N)
-        self._label_N = _per_example([table.label_counts for table in tables], self._task_N, self._row_N)
-        tokens_N = self._length_N + self._label_N if form == "seq2seq" else self._length_N
+        self.mixture = mixture
+        task_N, row_N = _draws(mixture)
+        super().__init__(tables, task_N, row_N, form=form, pack=pack, row_length=row_length, pad_token_id=pad_token_id)
+        tokens_N = self.lengths_N + self._label_N if form == "seq2seq" else self.lengths_N
         if pack:
-            self._rows = plan_packing(self._length_N, row_length, seed)
+            rows = plan_packing(self.lengths_N, row_length, seed)
             per_batch = micro_batch_size if isinstance(micro_batch_size, int) else micro_batch_size.tokens // row_length
-            self._edges_M = np.append(np.arange(0, len(self._rows), max(1, per_batch)), len(self._rows))
+            self.plan(rows, np.append(np.arange(0, len(rows), max(1, per_batch)), len(rows)))
         else:
-            widths_N = self._width(self._length_N) + (self._width(self._label_N) if form == "seq2seq" else 0)
+            widths_N = self._width(self.lengths_N) + (self._width(self._label_N) if form == "seq2seq" else 0)
             groups = plan_groups(widths_N, micro_batch_size, seed, rows_per_step)
-            self._rows = Rows(groups.examples, np.arange(len(groups.examples) + 1))
-            self._edges_M = groups.offsets
-        if form == "encoder":
-            self._value_N = _per_example([table.values for table in tables], self._task_N, self._row_N)
+            self.plan(Rows(groups.examples, np.arange(len(groups.examples) + 1)), groups.offsets)
         self.fill = float(tokens_N.sum() / self._positions())
         self.labelled_share = float(self._label_N.sum() / tokens_N.sum())
-
-    def __len__(self) -> int:
-        """Micro-batches in the run, on all processes together."""
-        return len(self._edges_M) - 1
-
-    def __getitem__(self, index: int) -> Batch:
-        """Micro-batch number ``index``, of B rows.
-
-        causal: input_ids, labels, position_ids, task_ids, example_ids, int64 [B, S]. Labels are not shifted; the first
-        token of every example has none. Positions begin at 0 in every example, and in the padding behind them.
-        seq2seq: input_ids, attention_mask [B, S]; labels, task_ids, example_ids [B, S of the targets].
-        encoder: input_ids, attention_mask [B, S]; values float64 [B], task_ids, example_ids [B].
-        Example ids number the examples of the whole run; where there is no example, both ids are -1.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"micro-batch {index} is not within 0..{len(self) - 1}")
-        arrays = {"causal": self._causal, "seq2seq": self._seq2seq, "encoder": self._encoder}[self.form](index)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def tokens_at(self, index: int) -> int:
-        """Tokens of examples, not padding, in one micro-batch; for seq2seq those of the targets too."""
-        examples = self._examples(index)
-        labels = self._label_N[examples].sum() if self.form == "seq2seq" else 0
-        return int(self._length_N[examples].sum() + labels)
 
     def repeats_at(self, index: int) -> dict[str, float]:
         """Times that each task's rows have been seen on average when micro-batch ``index`` is done."""
@@ -116,84 +221,14 @@ class TrainingBatches(Dataset[Batch]):
         count_T = np.bincount(self._task_N[seen], minlength=len(self.tables))
         return dict(zip(self.mixture.names, (count_T / self.mixture.rows_T).tolist(), strict=True))
 
-    def _examples(self, index: int) -> np.ndarray:
-        """The mixture's places that a micro-batch holds, row after row."""
-        first, last = self._rows.offsets[self._edges_M[index : index + 2]]
-        return self._rows.examples[first:last]
-
     def _positions(self) -> int:
         """Positions of all micro-batches together, padding counted."""
         if self.pack:
             return len(self._rows) * self.row_length
         starts_M, rows_M = self._edges_M[:-1], np.diff(self._edges_M)
-        columns = [self._length_N, self._label_N] if self.form == "seq2seq" else [self._length_N]
+        columns = [self.lengths_N, self._label_N] if self.form == "seq2seq" else [self.lengths_N]
         longest_M = [np.maximum.reduceat(column[self._rows.examples], starts_M) for column in columns]
         return int(sum((rows_M * self._width(longest)).sum() for longest in longest_M))
-
-    def _width(self, longest: np.ndarray | int) -> np.ndarray:
-        return np.minimum(-(-np.asarray(longest) // _MULTIPLE) * _MULTIPLE, self.row_length)
-
-    def _causal(self, index: int) -> dict[str, np.ndarray]:
-        first, last = self._edges_M[index : index + 2]
-        examples = self._examples(index)
-        row_N = np.repeat(np.arange(last - first), np.diff(self._rows.offsets[first : last + 1]))
-        length_N = self._length_N[examples]
-        start_N = _before(length_N)  # tokens of the micro-batch before an example, then of its row
-        used_B = np.bincount(row_N, weights=length_N).astype(np.int64)
-        start_N = start_N - _before(used_B)[row_N]
-        width = self.row_length if self.pack else int(self._width(length_N.max()))
-        shape = (int(last - first), width)
-        place = _places(row_N * width + start_N, length_N)
-        positions = np.arange(width) - used_B[:, None]  # right for the padding
-        positions.ravel()[place] = _places(np.zeros_like(length_N), length_N)
-        return {
-            "input_ids": _filled(shape, self.pad_token_id, place, self._tokens("input_ids", examples)),
-            "labels": _filled(shape, IGNORED, place, self._tokens("labels", examples)),
-            "position_ids": positions,
-            "task_ids": _filled(shape, -1, place, np.repeat(self._task_N[examples], length_N)),
-            "example_ids": _filled(shape, -1, place, np.repeat(examples, length_N)),
-        }
-
-    def _inputs(self, examples: np.ndarray) -> dict[str, np.ndarray]:
-        """input_ids and attention_mask of rows with one example each."""
-        length_B = self._length_N[examples]
-        shape = (len(examples), int(self._width(length_B.max())))
-        place = _places(np.arange(len(examples)) * shape[1], length_B)
-        return {
-            "input_ids": _filled(shape, self.pad_token_id, place, self._tokens("input_ids", examples)),
-            "attention_mask": _filled(shape, 0, place, np.ones_like(place)),
-        }
-
-    def _seq2seq(self, index: int) -> dict[str, np.ndarray]:
-        examples = self._examples(index)
-        length_B = self._label_N[examples]
-        shape = (len(examples), int(self._width(length_B.max())))
-        place = _places(np.arange(len(examples)) * shape[1], length_B)
-        return {
-            **self._inputs(examples),
-            "labels": _filled(shape, IGNORED, place, self._tokens("labels", examples)),
-            "task_ids": _filled(shape, -1, place, np.repeat(self._task_N[examples], length_B)),
-            "example_ids": _filled(shape, -1, place, np.repeat(examples, length_B)),
-        }
-
-    def _encoder(self, index: int) -> dict[str, np.ndarray]:
-        examples = self._examples(index)
-        return {
-            **self._inputs(examples),
-            "values": self._value_N[examples],
-            "task_ids": self._task_N[examples].astype(np.int64),
-            "example_ids": examples,
-        }
-
-    def _tokens(self, column: str, examples: np.ndarray) -> np.ndarray:
-        """Token ids or labels of examples, one after the other."""
-        task_N, row_N = self._task_N[examples], self._row_N[examples]
-        slices: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(examples)
-        for task in np.unique(task_N):
-            own = np.flatnonzero(task_N == task)
-            for place, ids in zip(own.tolist(), self.tables[task].slices(column, row_N[own]), strict=True):
-                slices[place] = ids
-        return np.concatenate(slices)
 
 
 def _check(tables: Sequence[TokenTable], mixture: Mixture, form: Form, pack: bool, row_length: int) -> None:

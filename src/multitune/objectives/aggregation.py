@@ -90,6 +90,19 @@ AGGREGATIONS: dict[str, Callable[[Tensor, Counts, Tensor], Tensor]] = {
 }
 
 
+def task_units(aggregation: Aggregation, counts: Counts) -> tuple[Tensor, Tensor]:
+    """Return what the loss of a task is a mean of: L_t = sum over its tokens of unit_i nll_i, divided by total_t.
+
+    Cases 1 and 3 average over tokens, cases 2 and 4 over examples.
+
+    Returns:
+        unit_N, float32 [N]: 1, or 1 / n_e; total_T, int64 [T]: n_t, or k_t.
+    """
+    if aggregation in ("token_mean", "task_token_mean"):
+        return torch.ones_like(counts.tokens_N, dtype=torch.float32), counts.tokens_T
+    return 1.0 / counts.tokens_N, counts.examples_T
+
+
 def token_weights(aggregation: Aggregation, task_N: Tensor, counts: Counts, weight_T: Tensor) -> Tensor:
     """Return the weight of every labelled token, so that the step's loss is ``(weight_N * nll_N).sum()``.
 

@@ -149,6 +149,7 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
                 document.where((*key, "training", "task_weights", task)),
                 f"Use some of: {', '.join(named)}.",
             )
+    yield from _check_validation(step, named, recipe, document, (*key, "training"))
     if step.tasks != "each":
         yield from _caught(partial(check_names, step.mixture, named), document, (*key, "mixture"))
     yield from _check_adaptation(step, recipe, document, (*key, "adapt"))
@@ -159,6 +160,27 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
                 document.where((*key, "training", "report_to")),
                 f"pip install {tracker}, or take it out; the JSON-lines log is always written.",
             )
+
+
+def _check_validation(
+    step: TrainStep, named: tuple[str, ...], recipe: Recipe, document: Document, key: KeyPath
+) -> Iterator[MultituneError]:
+    training = step.training
+    lacking = [name for name in named if name in recipe.tasks and recipe.tasks[name].validation is None]
+    if not training.uses_validation or not lacking:
+        return
+    if training.eval_steps is not None:
+        what, last = "eval_steps evaluates", "eval_steps"
+    elif step.tasks == "each":
+        return  # a task alone is not balanced
+    else:
+        assert training.balancer is not None
+        what, last = f"the balancer {training.balancer.method} watches", "balancer"
+    yield MultituneError(
+        f"{what[0].upper()}{what[1:]} validation rows, and {', '.join(lacking)} has none.",
+        document.where((*key, last)),
+        "Give every task of the step a validation source, for example validation: {fraction: 0.05}.",
+    )
 
 
 def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: KeyPath) -> Iterator[MultituneError]:

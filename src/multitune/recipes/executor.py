@@ -18,7 +18,7 @@ from multitune.recipes.cards import model_card
 from multitune.recipes.graph import Node, ScoreNode, TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, read_finished, write_whole
 from multitune.recipes.schema import BASE, Recipe
-from multitune.tasks.task import Task
+from multitune.tasks.task import Split, Task
 
 if TYPE_CHECKING:
     from multitune.mixing.tokens import TokenTable
@@ -148,15 +148,18 @@ class _Executor:
         refuse_rows_longer_than(getattr(text, "max_position_embeddings", None), node)
         if backbone.form == "encoder" and node.model != BASE:
             backbone = _with_heads_first(backbone, tasks, seed)
-        tables = [self._tokens(task, backbone, node) for task in tasks]
+        tables = [self._tokens(task, "train", backbone, node) for task in tasks]
         backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed)
         given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
         weights = {task.name: task.weight for task in tasks} | given
         mixture = step.mixture if len(tasks) > 1 else Proportional()  # one task alone has no shares to speak of
         _say_shares(node, tables, mixture)
-        config = step.training.model_copy(update={"task_weights": weights})
+        balancer = step.training.balancer if len(tasks) > 1 else None  # one task alone has nothing to balance either
+        config = step.training.model_copy(update={"task_weights": weights, "balancer": balancer})
+        watched = tasks if config.uses_validation else []
+        validation = [self._tokens(task, "validation", backbone, node) for task in watched]
         try:
-            result = train(backbone, tables, mixture, config, place, seed=seed, title=node.name)
+            result = train(backbone, tables, mixture, config, place, seed=seed, validation=validation, title=node.name)
             save_backbone(backbone, place / "model", merged=step.export == "merged")
         except OSError as error:
             raise disk_error(error, place) from error
@@ -180,13 +183,13 @@ class _Executor:
             return load_backbone(self.recipe.model, tasks, seed=self.recipe.seed)
         return load_saved(self.folder.node(model) / "model")
 
-    def _tokens(self, task: Task, backbone: Backbone, node: TrainNode) -> TokenTable:
+    def _tokens(self, task: Task, split: Split, backbone: Backbone, node: TrainNode) -> TokenTable:
         from multitune.mixing.tokens import tokenise
 
         config = node.step.training
         return tokenise(
             task,
-            "train",
+            split,
             backbone.tokenizer,
             backbone.form,
             self.recipe.folder,

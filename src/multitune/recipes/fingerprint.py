@@ -31,8 +31,10 @@ def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
         model: fingerprint of the model that it reads.
     """
     tasks = [recipe.tasks[name] for name in node.tasks]
+    watched = {"validation": [_rows(task, "validation", recipe.folder) for task in tasks]}
     return digest(
         {
+            **(watched if node.step.training.uses_validation else {}),
             "version": TRAIN_VERSION,
             "step": node.step.model_dump(mode="json", exclude={"tasks": True, "training": _ONLY_LOGGED}),
             "tasks": [task.model_dump(mode="json", exclude={*_ONLY_SCORED, "train"}) for task in tasks],

@@ -62,6 +62,8 @@ def part(comparison: Comparison) -> dict[str, Any]:
         "tables": [(table, whiskers(table)) for table in comparison.tables],
         "all_scores": facts.all_scores(runs),
         "curves": training_curves.loss_panels(runs),
+        "validation": training_curves.validation_panels(runs[0]),
+        "balance": training_curves.balance_panels(runs[0]),
         "throughput": training_curves.throughput(runs),
         "mixtures": training_curves.mixtures(runs[0]),
         "samples": pick_samples(runs[0], comparison.tables),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Run:
         scores: the scoreboard's rows.
         logs: per train node, the lines of its log; nodes in the order of the recipe's steps.
         artifacts: per finished node, its artifact.json.
+        evaluations: per train node that evaluated validation rows, the lines of validation.jsonl.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Run:
     scores: list[dict[str, Any]]
     logs: Mapping[str, list[dict[str, Any]]]
     artifacts: Mapping[str, Mapping[str, Any]]
+    evaluations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,6 +109,7 @@ def read_run(folder: Path) -> Run:
         facts=read_json(folder / "run.json"),
         scores=Scoreboard.load(board).rows,
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},
+        evaluations={node: lines for node in nodes if (lines := read_json_lines(steps / node / "validation.jsonl"))},
         artifacts={node: facts for node in nodes if (facts := read_json(steps / node / "artifact.json"))},
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,6 +80,35 @@ def loss_panels(runs: Sequence[Run]) -> Curves:
             _panel(task, courses, names, width=264, height=150) for task, courses in by_task.items() if courses
         ),
     )
+
+
+def validation_panels(run: Run) -> tuple[Panel, ...]:
+    """Return a chart per training of one run: every task's validation loss as evaluated, against optimiser steps."""
+    return tuple(
+        _task_panel(node, run.tasks, [(line["step"], line["tasks"]) for line in lines])
+        for node, lines in run.evaluations.items()
+    )
+
+
+def balance_panels(run: Run) -> tuple[Panel, ...]:
+    """Return the charts of the balancers of one run: every task's weight over the steps, and the losses observed."""
+    panels = []
+    for node, lines in run.logs.items():
+        for key, title in (("weights", "Task weights"), ("observed", "Losses that the balancer observed")):
+            told = [(line["step"], line[key]) for line in lines if key in line]
+            if told:
+                panels.append(_task_panel(f"{title}: {node}", run.tasks, told))
+    return tuple(panels)
+
+
+def _task_panel(title: str, tasks: Sequence[str], lines: Sequence[tuple[int, Mapping[str, float]]]) -> Panel:
+    """Return a chart with a line per task."""
+    courses = [
+        Series(task, thinned([(float(step), values[task]) for step, values in lines if values.get(task) is not None]))
+        for task in tasks
+        if any(values.get(task) is not None for _, values in lines)
+    ]
+    return line_panel(title, courses, [course.name for course in courses], width=560, height=230)
 
 
 def _panel(title: str, courses: Sequence[Course], names: Sequence[str], *, width: float, height: float) -> Panel:

@@ -5,6 +5,7 @@ A checkpoint is a folder ``checkpoint-<step>``:
 - ``weights.safetensors``: the parameters that train and the buffers that are saved, by name;
 - ``optimizer.safetensors`` and ``optimizer.json``: state tensors and parameter groups;
 - ``scheduler.json``, ``trainer_state.json``: learning-rate schedule and the Trainer's own state;
+- ``balancer.safetensors``: what a balancer of tasks has seen, where there is one;
 - ``random.safetensors``: generator states of every process, row by rank;
 - ``whole.json``: written last: the size of every other file and the fingerprint of what is being trained.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 logger = logging.getLogger("multitune.training")
 
 MANIFEST = "whole.json"
+BALANCER = "balancer.safetensors"
 
 
 def write_checkpoint(
@@ -32,6 +34,7 @@ def write_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Any,
+    balancer: dict[str, Tensor],
     random_states: dict[str, Tensor],
     trainer_state: str,
     fingerprint: str,
@@ -43,6 +46,7 @@ def write_checkpoint(
         model: its trainable parameters and persistent buffers are saved.
         optimizer: any optimiser whose state is tensors and numbers.
         schedule: a learning-rate scheduler with ``state_dict``.
+        balancer: state of the balancer by name; empty without one.
         random_states: uint8 tensors [processes, bytes] by device type.
         trainer_state: the Trainer's state as JSON.
         fingerprint: of everything that determines the run; ``find_checkpoint`` resumes only on equality.
@@ -61,6 +65,8 @@ def write_checkpoint(
         (partial / "optimizer.json").write_text(json.dumps(rest))
         (partial / "scheduler.json").write_text(json.dumps(schedule.state_dict()))
         (partial / "trainer_state.json").write_text(trainer_state)
+        if balancer:
+            save_file({name: tensor.contiguous() for name, tensor in balancer.items()}, partial / BALANCER)
         save_file(random_states, partial / "random.safetensors")
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps({"fingerprint": fingerprint, "sizes": sizes}))
@@ -123,6 +129,11 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule:
     rest = json.loads((checkpoint / "optimizer.json").read_text())
     optimizer.load_state_dict(_unflatten(load_file(checkpoint / "optimizer.safetensors"), rest))
     schedule.load_state_dict(json.loads((checkpoint / "scheduler.json").read_text()))
+
+
+def load_balancer(checkpoint: Path) -> dict[str, Tensor]:
+    """Return the balancer's state by name."""
+    return load_file(checkpoint / BALANCER)
 
 
 def load_random_states(checkpoint: Path) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from multitune.objectives.balancing.config import BalancerConfig
+from multitune.objectives.focal_config import FocalConfig
+
 
 class TrainingConfig(BaseModel):
     """Length, batches, optimiser, loss and bookkeeping of one train step.
@@ -30,6 +33,13 @@ class TrainingConfig(BaseModel):
     )
     task_weights: dict[str, NonNegativeFloat] = Field({}, description="loss weight per task; 1 where not given")
 
+    focal: FocalConfig | None = Field(
+        None, description="scales down what is easy already; needs the aggregation task_sample_mean"
+    )
+    balancer: BalancerConfig | None = Field(
+        None, description="weighs the tasks anew as training goes, on top of task_weights; default: fixed weights"
+    )
+
     learning_rate: PositiveFloat | None = Field(None, description="default 2e-4 for adapters, 2e-5 for full")
     schedule: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial", "cosine_with_restarts"
@@ -50,6 +60,15 @@ class TrainingConfig(BaseModel):
     compile: bool = Field(False, description="torch.compile")
     liger: Literal["auto", "never"] = Field("auto", description="Liger kernels when a GPU and the package are present")
 
+    eval_steps: PositiveInt | None = Field(
+        None, description="steps between evaluations of every task's validation loss; default: none during training"
+    )
+    eval_rows: PositiveInt | None = Field(200, description="validation rows per task at each; null: all")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="evaluations without a lower mean validation loss after which training stops"
+    )
+    load_best_model_at_end: bool = Field(False, description="end with the weights of the lowest mean validation loss")
+
     logging_steps: PositiveInt = 10
     save_steps: PositiveInt = 200
     save_total_limit: PositiveInt = 2
@@ -62,12 +81,30 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"{' and '.join(given)} both set the length of training; keep one of them")
         if self.task_weights and self.aggregation in ("token_mean", "sample_mean"):
             raise ValueError(f"task_weights have no effect with the aggregation {self.aggregation}; use a task mean")
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} needs validation losses; set eval_steps too")
+        if self.focal and self.aggregation != "task_sample_mean":
+            raise ValueError(f"a focal loss scales task_sample_mean, not {self.aggregation}; set aggregation so")
+        if self.focal and self.balancer and self.balancer.needs_gradients:
+            raise ValueError(f"{self.balancer.method} combines the gradients of plain losses; take focal out")
+        if self.balancer and self.aggregation not in ("task_token_mean", "task_sample_mean"):
+            raise ValueError(f"a balancer has no effect with the aggregation {self.aggregation}; use a task mean")
+        if self.balancer and self.balancer.needs_gradients and self.precision == "float16":
+            raise ValueError(
+                f"{self.balancer.method} combines gradients, which float16 scales; use bfloat16 or float32"
+            )
         if self.rows_per_forward > self.batch_size or self.batch_size % self.rows_per_forward:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.rows_per_forward}; "
                 "choose one that divides it"
             )
         return self
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether training looks at validation rows."""
+        return self.eval_steps is not None or (self.balancer is not None and self.balancer.needs_validation)
 
     @property
     def rows_per_forward(self) -> int:

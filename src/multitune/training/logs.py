@@ -35,6 +35,10 @@ class JsonLinesLog:
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return what was written so far."""
+        return [json.loads(line) for line in _whole_lines(self.path)]
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; numbers that are not finite become null, as JSON has no other word for them."""
         with self.path.open("a", encoding="utf-8") as file:

@@ -2,18 +2,21 @@
 
 The wrapper exists because DistributedDataParallel and FSDP synchronise only what passes through ``forward``.
 
-Shape legend: ``B`` rows, ``S`` positions, ``N`` labelled tokens (encoders: examples).
+Shape legend: ``B`` rows, ``S`` positions, ``T`` tasks, ``N`` labelled tokens (encoders: examples).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from multitune.models.heads import head_losses
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
+from multitune.objectives.aggregation import Aggregation, count, task_units
 from multitune.objectives.token_loss import IGNORED, next_token_positions, token_nll
 from multitune.tasks.task import Form
 
@@ -54,5 +57,40 @@ class LossModule(nn.Module):
             labels_N = batch["labels"][mask_BS]
         return token_nll(hidden_BSD[mask_BS], labels_N, lambda h: head_logits(self.model, h), self._vocabulary())
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that belong to single tasks: an encoder's heads; none of a language model."""
+        return [self.model.weight, self.model.bias] if self.form == "encoder" else []
+
     def _vocabulary(self) -> int:
         return self.model.get_output_embeddings().weight.shape[0]
+
+
+@torch.no_grad()
+def task_losses(
+    model: LossModule, batches: Iterable[dict[str, Tensor]], aggregation: Aggregation, tasks: int, device: torch.device
+) -> Tensor:
+    """Return every task's mean loss over the micro-batches, as the aggregation means it; float64 [T].
+
+    Dropout is off while this runs; the model is left as it was found. NaN where a task does not occur.
+
+    Args:
+        model: the losses of a backbone.
+        batches: whole examples; none is split over micro-batches.
+        aggregation: whether a task's loss is a mean over tokens or over examples.
+        tasks: T.
+        device: where the model computes.
+    """
+    training = model.training
+    model.eval()
+    loss_T = torch.zeros(tasks, dtype=torch.float64, device=device)
+    total_T = torch.zeros(tasks, dtype=torch.float64, device=device)
+    try:
+        for batch in batches:
+            task_N, example_N = (ids.to(device) for ids in labelled(batch, model.form))
+            unit_N, units_T = task_units(aggregation, count(task_N, example_N, tasks))
+            nll_N = model({name: tensor.to(device) for name, tensor in batch.items()})
+            loss_T.index_add_(0, task_N, (unit_N * nll_N).double())
+            total_T += units_T
+    finally:
+        model.train(training)
+    return loss_T / total_T

@@ -24,8 +24,10 @@ from multitune.mixing.policies import MixtureConfig, shares
 from multitune.mixing.tokens import TokenTable
 from multitune.models.loading import Backbone
 from multitune.models.packed import check_packing, packing_route
+from multitune.training.balancing import make_balancing
 from multitune.training.checkpoints import find_checkpoint, load_weights
 from multitune.training.config import TrainingConfig
+from multitune.training.evaluation import make_evaluation
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
@@ -62,6 +64,7 @@ def train(
     folder: Path,
     *,
     seed: int,
+    validation: Sequence[TokenTable] = (),
     title: str = "train",
 ) -> TrainingResult:
     """Train what of the backbone requires gradients, on a mixture of tasks; resume by itself.
@@ -74,6 +77,7 @@ def train(
         folder: receives ``log.jsonl`` and ``checkpoints/``; a whole checkpoint of this very run found there is
             resumed, and ends with the weights of an undisturbed run.
         seed: of the mixture, of dropout and of everything else that is random.
+        validation: the tasks' validation rows, in the same order; needed where ``config.uses_validation``.
         title: name shown in the live view.
 
     Raises:
@@ -85,7 +89,7 @@ def train(
     if trainable == 0:
         raise MultituneError("Nothing of the model trains.", title, "Choose an adaptation that has parameters.")
     batches = make_batches(backbone, tables, mixture, config, seed)
-    fingerprint = _fingerprint(backbone, tables, mixture, config, seed)
+    fingerprint = _fingerprint(backbone, [*tables, *validation], mixture, config, seed)
     resume = find_checkpoint(folder / "checkpoints", fingerprint)
     resumed_step = int(resume.name.removeprefix("checkpoint-")) if resume else 0
     if resume:
@@ -99,22 +103,26 @@ def train(
     _prepare(backbone, config)
     stored_dtypes = _train_in_float32(backbone.model)
     started = time.monotonic()
+    arguments = training_arguments(backbone, batches, config, folder, seed)
     with stop_on_signals() as request:
         stopper = StopAtStepEnd(request)
         trainer = MultiTaskTrainer(
             LossModule(backbone),
-            training_arguments(backbone, batches, config, folder, seed),
+            arguments,
             batches=batches,
             names=names,
             aggregation=config.aggregation,
             task_weights_T=_task_weights(config, names),
+            focal=config.focal,
+            balancing=make_balancing(config, batches, validation, arguments.max_steps, seed),
             log=show,
             fingerprint=fingerprint,
             callbacks=[stopper, RankAllocation(backbone.model), view],
         )
         _remove_default_printers(trainer)
+        evaluation = make_evaluation(trainer, validation, config, folder, resumed_step, seed)
         try:
-            if resume and resumed_step >= trainer.args.max_steps:
+            if resume and (resumed_step >= trainer.args.max_steps or (evaluation and evaluation.exhausted)):
                 load_weights(resume, trainer.model)  # killed after the last checkpoint: another step would be too many
             else:
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -123,6 +131,8 @@ def train(
     steps = max(resumed_step, trainer.state.global_step)
     if request.requested:
         raise Interrupted(steps)
+    if evaluation and config.load_best_model_at_end:
+        evaluation.load_best(trainer.model)
     refuse_nonfinite_weights(trainer.model, steps, folder / "checkpoints")
     for parameter, dtype in stored_dtypes:
         parameter.data = parameter.data.to(dtype)

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from multitune.errors import MultituneError
 from multitune.mixing.batches import TrainingBatches
-from multitune.objectives.aggregation import Aggregation, count, token_weights
+from multitune.objectives.aggregation import Aggregation
+from multitune.objectives.focal_config import FocalConfig
 from multitune.training import checkpoints
-from multitune.training.losses import LossModule, labelled
+from multitune.training.balancing import Balancing
+from multitune.training.losses import LossModule, task_losses
 from multitune.training.monitor import TaskMonitor, TaskSums
+from multitune.training.objective import ObserveTaskLosses, StepObjective
+from multitune.training.task_gradients import TaskGradients
 
 Batch = dict[str, Tensor]
 
@@ -66,11 +70,15 @@ class MultiTaskTrainer(Trainer):
         names: the mixture's task names, in the order of its task ids.
         aggregation: how token losses become one number.
         task_weights_T: non-negative weights, float32 [T].
+        focal: scales what is easy down; None leaves it.
+        balancing: changes the task weights as training goes; None leaves them as they are.
         log: called with every log record on the main process.
         fingerprint: of everything that determines the run, kept in the checkpoints.
     """
 
     model: LossModule
+    objective: StepObjective
+    task_gradients: TaskGradients | None
 
     def __init__(
         self,
@@ -81,6 +89,8 @@ class MultiTaskTrainer(Trainer):
         names: Sequence[str],
         aggregation: Aggregation,
         task_weights_T: Tensor,
+        focal: FocalConfig | None,
+        balancing: Balancing | None,
         log: Callable[[dict[str, Any]], None],
         fingerprint: str,
         callbacks: list[TrainerCallback],
@@ -89,12 +99,17 @@ class MultiTaskTrainer(Trainer):
         super().__init__(model, args, train_dataset=self.even_batches, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
         self.model_accepts_loss_kwargs = False
-        self.batches = batches
-        self.aggregation = aggregation
-        self.task_weights_T = task_weights_T.to(args.device)
+        self.batches, self.names, self.balancing = batches, tuple(names), balancing
         reduce = self._sum_over_processes if args.world_size > 1 else None
-        self.reduce = reduce
         self.monitor = TaskMonitor(names, args.device, reduce)
+        weights_T = task_weights_T.to(args.device)
+        self.objective = StepObjective(
+            model.form, names, aggregation, weights_T, focal, balancing, self._evaluated, reduce
+        )
+        self.task_gradients = balancing.task_gradients(model, reduce) if balancing else None
+        if balancing:
+            self.add_callback(ObserveTaskLosses(balancing, self.objective, self.losses_on))
+        self._resumed_from: str | None = None
         self.write_log = log
         self.fingerprint = fingerprint
         self._tokens_since_log = torch.zeros((), dtype=torch.int64)
@@ -110,18 +125,16 @@ class MultiTaskTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> tuple:
         """Collect one optimiser step's micro-batches and give every labelled token its weight in the step's loss."""
         batches = list(islice(epoch_iterator, num_batches))
-        places = [labelled(batch, self.model.form) for batch in batches]
-        task_N = torch.cat([place.task_N for place in places])
-        example_N = torch.cat([place.example_N for place in places])
-        counts = count(task_N, example_N, len(self.monitor.names), self.reduce)
-        self.monitor.count(counts)
-        weights_N = token_weights(self.aggregation, task_N, counts, self.task_weights_T)
-        sizes = [len(place.task_N) for place in places]
-        for batch, weight_n, place in zip(batches, weights_N.split(sizes), places, strict=True):
-            batch["task_N"], batch["weight_N"] = place.task_N, weight_n
+        # the Trainer restores the generators after this; what is evaluated here must draw the same dropout
+        self._load_rng_state(self._resumed_from)
+        self._resumed_from = None
+        self.objective.begin(batches)
+        self.monitor.count(self.objective.counts)
+        for batch in batches:
             # padding is no work done: an example id or the attention mask says what is a token
             tokens_BS = batch["attention_mask"] if "attention_mask" in batch else batch["example_ids"] >= 0
             self._tokens_since_log = self._tokens_since_log + tokens_BS.sum()
+        self._micro_batches_left = len(batches)
         return batches, None
 
     # -- loss ----------------------------------------------------------------------------------------------------
@@ -129,13 +142,45 @@ class MultiTaskTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Return sum_i weight_i nll_i, times the number of processes because their gradients are averaged."""
-        task_N, weight_N = inputs.pop("task_N"), inputs.pop("weight_N")
+        """Return the micro-batch's part of the loss, times the number of processes as their gradients are averaged."""
+        nll_N = self._token_losses(model, inputs)
+        return self.objective.loss(inputs, nll_N) * self.args.world_size
+
+    def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Run forward and backward; where gradients are balanced, one backward pass for every task."""
+        if self.task_gradients is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            # past DistributedDataParallel, which would wait for the one gradient that it knows of
+            nll_N = self._token_losses(self.model, inputs)
+            self.task_gradients.add(self.objective.task_losses(inputs, nll_N))
+        self._micro_batches_left -= 1
+        if self._micro_batches_left == 0 and self.balancing is not None:
+            self.task_gradients.combine(self.balancing.coefficients, self.objective.present_T)
+        return self.objective.loss(inputs, nll_N.detach()) * self.args.world_size
+
+    def _token_losses(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """Return the losses of a micro-batch's labelled tokens, [N], and add them to what the log will say."""
         nll_N = model(inputs)
-        self.monitor.add(nll_N, weight_N, task_N)
+        self.monitor.add(nll_N, inputs["weight_N"], inputs["task_N"])
         if nll_N.device.type == "cpu":  # on a GPU this would wait for the device; there it is asked per log line
             self.monitor.refuse_nonfinite(self.state.global_step + 1)
-        return (weight_N * nll_N).sum() * self.args.world_size
+        return nll_N
+
+    def _evaluated(self, batch: Batch) -> Tensor:
+        """Return the losses of a micro-batch's labelled tokens as training computes them, outside the log; [N]."""
+        self.model.train()
+        with self.compute_loss_context_manager():
+            return self.model(self._prepare_inputs(batch))
+
+    def losses_on(self, batches: Iterable[Batch]) -> Tensor:
+        """Return every task's loss on validation micro-batches, NaN where a task is absent; float64 [T]."""
+        with self.compute_loss_context_manager():
+            loss_T = task_losses(self.model, batches, self.objective.aggregation, len(self.names), self.args.device)
+        # every process evaluates the same rows; the mean keeps them at one value to the last bit
+        return self.accelerator.reduce(loss_T, reduction="mean") if self.args.world_size > 1 else loss_T
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.clone(), reduction="sum")
@@ -170,6 +215,7 @@ class MultiTaskTrainer(Trainer):
             "tokens_per_second": tokens * self.args.world_size / seconds,
             "labelled_tokens_per_second": sum(sums.tokens for sums in tasks.values()) / seconds,
             "seconds": seconds,
+            **(self.balancing.record(self.names) if self.balancing else {}),
         }
 
     @property
@@ -202,6 +248,7 @@ class MultiTaskTrainer(Trainer):
                 model=self.model,
                 optimizer=self.optimizer,
                 schedule=self.lr_scheduler,
+                balancer=self.balancing.balancer.state_dict() if self.balancing else {},
                 random_states=random_states,
                 trainer_state=json.dumps(_plain_state(self.state)),
                 fingerprint=self.fingerprint,
@@ -216,7 +263,10 @@ class MultiTaskTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             assert self.optimizer is not None
+            self._resumed_from = checkpoint
             checkpoints.load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            if self.balancing:
+                self.balancing.balancer.load_state_dict(checkpoints.load_balancer(Path(checkpoint)))
 
     def _random_states(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()[None]}

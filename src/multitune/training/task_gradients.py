@@ -1,0 +1,84 @@
+"""The gradients of every task apart, and the one combined from them that the optimiser sees.
+
+    g = sum_t c_t g_t,    c = balancer.coefficients(G G^T)
+
+Costs one backward pass per task present in a micro-batch, and T x P numbers of memory, where uniform weights cost one
+pass and P numbers.
+
+Shape legend: ``T`` tasks, ``P`` parameters that the tasks share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class TaskGradients:
+    """Adds up every task's gradient over the micro-batches of one optimiser step.
+
+    Args:
+        shared: parameters that every task trains: what the balancer sees.
+        own: parameters of single tasks (heads); they get the gradient of the mean over tasks.
+        tasks: T.
+        reduce: sums a tensor over processes; None on a single one.
+    """
+
+    def __init__(
+        self,
+        shared: Sequence[nn.Parameter],
+        own: Sequence[nn.Parameter],
+        tasks: int,
+        reduce: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.shared, self.own = list(shared), list(own)
+        self._reduce = reduce
+        device = self.shared[0].device
+        self._gradient_TP = torch.zeros(tasks, sum(p.numel() for p in self.shared), device=device)
+        self._own = [torch.zeros_like(p) for p in self.own]
+        self.loss_T = torch.zeros(tasks, dtype=torch.float64, device=device)
+        self._step_is_new = True
+
+    def add(self, loss_T: Tensor) -> None:
+        """Add the gradients of one micro-batch's part of every task's loss: one backward pass for each task in it."""
+        if self._step_is_new:
+            for tensor in (self._gradient_TP, self.loss_T, *self._own):
+                tensor.zero_()
+            self._step_is_new = False
+        self.loss_T += loss_T.detach()
+        tasks = loss_T.detach().nonzero().flatten().tolist()  # a task whose loss is exactly 0 has no gradient either
+        for task in tasks:
+            gradients = torch.autograd.grad(
+                loss_T[task], [*self.shared, *self.own], retain_graph=task != tasks[-1], allow_unused=True
+            )
+            start = 0
+            for parameter, gradient in zip(self.shared, gradients, strict=False):
+                if gradient is not None:
+                    self._gradient_TP[task, start : start + parameter.numel()] += gradient.flatten()
+                start += parameter.numel()
+            for total, gradient in zip(self._own, gradients[len(self.shared) :], strict=True):
+                if gradient is not None:
+                    total += gradient
+
+    def combine(self, coefficients: Callable[[Tensor, Tensor, Tensor], Tensor], present_T: Tensor) -> None:
+        """Give every parameter its gradient for the optimiser.
+
+        Args:
+            coefficients: from the Gram matrix of the task gradients [T, T], the tasks' losses [T] (both float64) and
+                ``present_T``, to their coefficients [T].
+            present_T: which tasks the step holds, bool [T].
+        """
+        if self._reduce is not None:
+            self.loss_T = self._reduce(self.loss_T)
+            self._gradient_TP = self._reduce(self._gradient_TP)
+            self._own = [self._reduce(gradient) for gradient in self._own]
+        gram_TT = (self._gradient_TP @ self._gradient_TP.T).double()
+        weight_T = coefficients(gram_TT, self.loss_T, present_T)
+        flat_P = weight_T.to(self._gradient_TP) @ self._gradient_TP
+        for parameter, part in zip(self.shared, flat_P.split([p.numel() for p in self.shared]), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        for parameter, gradient in zip(self.own, self._own, strict=True):
+            parameter.grad = gradient / present_T.sum()
+        self._step_is_new = True
