@@ -33,9 +33,11 @@ class _Balancing(BaseModel):
         return False
 
 
-class _Validated(_Balancing):
+class WatchesValidation(_Balancing):
+    """A balancer that is told validation losses."""
+
     update_interval: PositiveInt = Field(1, description="steps between two looks at the validation losses")
-    validation_rows: PositiveInt = Field(8, description="validation rows per task at every look; ours, one mini-batch")
+    validation_rows: PositiveInt = Field(4, description="validation rows per task at every look")
 
     @property
     def needs_validation(self) -> bool:
@@ -54,7 +56,7 @@ class UniformConfig(_Balancing):
     method: Literal["uniform"] = "uniform"
 
 
-class FamoConfig(_Validated):
+class FamoConfig(WatchesValidation):
     """FAMO (Liu et al. 2023, arXiv 2306.03792): decrease all log losses at the same rate.
 
     On validation losses as MFTCoder does, or on the training batch before and after the step as the paper does.
@@ -73,7 +75,7 @@ class FamoConfig(_Validated):
         return self.losses == "validation"
 
 
-class SelfPacedConfig(_Validated):
+class SelfPacedConfig(WatchesValidation):
     """Self-paced weights of MFTCoder 0.3: from the slopes of the validation losses over a window."""
 
     method: Literal["self_paced"] = "self_paced"
@@ -81,7 +83,7 @@ class SelfPacedConfig(_Validated):
     sharpness: PositiveFloat = Field(50.0, description="factor of the scores before the last softmax")
 
 
-class CobaConfig(_Validated):
+class CobaConfig(WatchesValidation):
     """CoBa (Gong et al. 2024, arXiv 2410.06741): converge together, and hold back a task that diverges."""
 
     method: Literal["coba"] = "coba"
