@@ -15,7 +15,12 @@ class MultituneError(Exception):
         what: what is wrong, one sentence, with the offending value.
         where: file, line, key, task or step it concerns.
         mend: what to do about it, one sentence.
+
+    Attributes:
+        exit_code: of the command that it ends.
     """
+
+    exit_code = 2
 
     def __init__(self, what: str, where: str, mend: str) -> None:
         super().__init__(what)

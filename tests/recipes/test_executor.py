@@ -106,9 +106,9 @@ def test_a_folder_that_is_no_run_is_left_alone(go, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(go, tmp_path):
-    from multitune.recipes.run_folder import RunFolder
+    from multitune.recipes.run_folder import locked
 
-    with RunFolder(tmp_path / "run").locked(), pytest.raises(MultituneError, match="Another run"):
+    with locked(tmp_path / "run"), pytest.raises(MultituneError, match="Another run"):
         go()
 
 

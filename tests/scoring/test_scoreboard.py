@@ -9,7 +9,7 @@ from rich.console import Console
 
 from multitune.errors import MultituneError
 from multitune.scoring.score import TaskScore
-from multitune.scoring.scoreboard import COLUMNS, Scoreboard, score_rows
+from multitune.scoring.scoreboard import COLUMNS, Scoreboard, measures, score_rows
 
 
 def row(step: str, task: str = "sst2", metric: str = "accuracy", value: float = 0.5, **changes) -> dict:
@@ -90,7 +90,7 @@ def test_scores_become_one_row_per_metric():
     score = TaskScore(
         "sst2", "test", 40, {"accuracy": 0.5, "macro_f1": 0.4}, {"accuracy": (0.3, 0.7), "macro_f1": (0.2, 0.6)}, []
     )
-    rows = score_rows([score], run="first", step="joint", model="tiny", seed=3)
+    rows = score_rows(measures([score]), run="first", step="joint", model="tiny", seed=3)
     assert [(one["metric"], one["value"], one["low"], one["high"], one["n"]) for one in rows] == [
         ("accuracy", 0.5, 0.3, 0.7, 40),
         ("macro_f1", 0.4, 0.2, 0.6, 40),

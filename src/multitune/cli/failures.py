@@ -35,7 +35,7 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool) -> int:
             return tell([interruption()], INTERRUPTED, debug)
         return code if isinstance(code, int) else 0
     except MultituneError as error:
-        return tell(mistakes(error), MISTAKE, debug)
+        return tell(mistakes(error), error.exit_code, debug)
     except UsageError as error:
         return tell([mistake_in_usage(error)], MISTAKE, debug)
     except (KeyboardInterrupt, typer.Abort):

@@ -105,6 +105,14 @@ def model_facts(config: ModelConfig) -> ModelFacts:
     )
 
 
+def model_form(config: ModelConfig) -> Form:
+    """Return whether a model is causal, seq2seq or an encoder; reads its config at most."""
+    if config.form is not None:
+        return config.form
+    with _told_in_our_words(config):
+        return inferred_form(_pretrained_config(resolve(config), _hub_arguments(config)))
+
+
 def empty_model(config: ModelConfig) -> tuple[Any, Form]:
     """Return the model on the meta device (shapes, no weights) and its form."""
     hub = _hub_arguments(config)

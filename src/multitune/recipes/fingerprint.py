@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from multitune.recipes.graph import ScoreNode, TrainNode
-from multitune.recipes.schema import Recipe
+from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
 
 TRAIN_VERSION = 1
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
 _ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
@@ -49,11 +49,13 @@ def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
 def score_fingerprint(
     node: ScoreNode, recipe: Recipe, tasks: Sequence[Task], model: str, splits: Mapping[str, Split | None]
 ) -> str:
-    """Digest a score node: its settings, the scored rows, the seed of the intervals and the model.
+    """Digest a score node: its settings, the scored rows and the model.
+
+    The seed counts only where it makes the model: an encoder has random heads before any training.
 
     Args:
         node: the node.
-        recipe: for folder and seed.
+        recipe: for folder, model and seed.
         tasks: its tasks, resolved: what is inferred from training rows decides the scores too.
         model: fingerprint of the model that it scores.
         splits: the split on which every task is scored.
@@ -65,10 +67,16 @@ def score_fingerprint(
             "tasks": [task.model_dump(mode="json", exclude=_ONLY_TRAINED) for task in tasks],
             "rows": [(split, _rows(task, split, recipe.folder)) for task in tasks if (split := splits[task.name])],
             "cut": [_fractions(task) for task in tasks],
-            "seed": recipe.seed,
+            "seed": recipe.seed if node.model == BASE and _has_random_heads(recipe) else None,
             "model": model,
         }
     )
+
+
+def _has_random_heads(recipe: Recipe) -> bool:
+    from multitune.models.pretrained import model_form
+
+    return model_form(recipe.model) == "encoder"
 
 
 def model_fingerprint(recipe: Recipe) -> str:

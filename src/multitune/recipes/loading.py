@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from pydantic import ValidationError
 
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.recipes.checks import cross_checks
-from multitune.recipes.reading import Document, KeyPath, override, read_yaml
+from multitune.recipes.reading import Document, KeyPath, assign, override, read_yaml
 from multitune.recipes.schema import LATER, Recipe, json_schema
+from multitune.recipes.sweep import Axis, Sweep, Value, Variant, points, read_axes, refuse_too_many
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -23,11 +26,60 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         MultituneErrors: everything that is wrong, each with file, line, key and the mend.
+        MultituneError: the recipe is a sweep.
+    """
+    loaded = load(path, overrides)
+    if isinstance(loaded, Sweep):
+        raise MultituneError(
+            "The recipe is a sweep, and one run is wanted.", f"{path}, sweep", "Take sweep out, or --set sweep=null."
+        )
+    return loaded
+
+
+def load(path: Path | str, overrides: Sequence[str] = (), *, many: bool = False) -> Recipe | Sweep:
+    """Read, override and check a recipe, or every variant of one that declares a sweep.
+
+    Args:
+        path, overrides: as for ``load_recipe``; ``sweep.<key>=[...]`` sets an axis.
+        many: whether a sweep may have more variants than MOST_VARIANTS.
+
+    Raises:
+        MultituneErrors: everything that is wrong; what is wrong with several variants is told once.
     """
     document = read_yaml(Path(path))
+    override(document, [one for one in overrides if one.startswith(("sweep=", "sweep."))])
+    overrides = [one for one in overrides if not one.startswith(("sweep=", "sweep."))]
+    axes = read_axes(document)
+    if not axes:
+        document.data.pop("sweep", None)
+        return _checked(document, overrides, {})
+    _refuse_hidden(overrides, axes)
+    if not many:
+        refuse_too_many(axes, document.where(("sweep",)))
+    del document.data["sweep"]
+    variants, errors = [], {}
+    for name, point in points(axes):
+        assignments = {axis.key: point[axis.name] for axis in axes}
+        copied = replace(document, data=deepcopy(document.data), assigned=dict(document.assigned))
+        try:
+            recipe = _checked(copied, overrides, assignments)
+        except MultituneError as error:
+            each = error.errors if isinstance(error, MultituneErrors) else [error]
+            errors.update({(one.what, one.where): one for one in each})
+            continue
+        variants.append(Variant(name, {axis: value.name for axis, value in point.items()}, recipe))
+    if errors:
+        raise MultituneErrors(errors.values())
+    return Sweep(variants[0].recipe.name, axes, tuple(variants))
+
+
+def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[str, Value]) -> Recipe:
+    """Return the recipe of a document under overrides and the values of a sweep's axes, which have the last word."""
     override(document, [assignment for assignment in overrides if assignment.startswith("tasks=")])
+    _assign_all(document, {key: value for key, value in assignments.items() if key == "tasks"})
     _include_suite(document)
     override(document, [assignment for assignment in overrides if not assignment.startswith("tasks=")])
+    _assign_all(document, {key: value for key, value in assignments.items() if key != "tasks"})
     folder = document.path.resolve().parent
     try:
         recipe = Recipe.model_validate({**document.data, "folder": folder})
@@ -39,6 +91,24 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         beside = recipe.model.model_copy(update={"name": str(folder / recipe.model.name)})
         recipe = recipe.model_copy(update={"model": beside})
     return recipe
+
+
+def _assign_all(document: Document, assignments: Mapping[str, Value]) -> None:
+    for key, value in assignments.items():
+        assign(document, key, deepcopy(value.value), value.where)
+
+
+def _refuse_hidden(overrides: Sequence[str], axes: Sequence[Axis]) -> None:
+    """Refuse an override that an axis would override in turn."""
+    for assignment in overrides:
+        name = assignment.partition("=")[0]
+        for axis in axes:
+            if f"{name}.".startswith(f"{axis.key}."):
+                raise MultituneError(
+                    f"'{axis.key}' is an axis of the sweep, which has the last word.",
+                    f"--set {assignment}",
+                    f"Set the axis: --set 'sweep.{axis.key}=[...]'.",
+                )
 
 
 def _include_suite(document: Document) -> None:

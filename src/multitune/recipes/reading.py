@@ -48,7 +48,7 @@ class Document:
         path: the file.
         data: what it says.
         lines: line (from 1) of every key path.
-        assigned: the override that set a key path.
+        assigned: what set a key path from elsewhere: an override, or a value of a sweep's axis.
         suite: the file that holds the tasks, where they lie in one of their own.
     """
 
@@ -63,7 +63,7 @@ class Document:
         name = ".".join(map(str, key))
         for length in range(len(key), 0, -1):
             if assignment := self.assigned.get(key[:length]):
-                return f"--set {assignment}, {name}"
+                return f"{assignment}, {name}"
             if self.suite and key[0] == "tasks" and key[:length] in self.suite.lines:
                 return self.suite.where(key)
             if line := self.lines.get(key[:length]):
@@ -160,9 +160,7 @@ def override(document: Document, assignments: list[str]) -> None:
             )
             continue
         try:
-            keys = _keys(name, document.data)
-            _assign(document.data, keys, yaml.load(text, Loader=SafeYaml12), name)
-            document.assigned[keys] = assignment
+            assign(document, name, yaml.load(text, Loader=SafeYaml12), f"--set {assignment}")
         except yaml.YAMLError:
             errors.append(MultituneError(f"'{text}' is not YAML.", f"--set {assignment}", "Quote the value."))
         except MultituneError as error:
@@ -171,19 +169,36 @@ def override(document: Document, assignments: list[str]) -> None:
         raise MultituneErrors(errors)
 
 
-def _keys(name: str, data: Any) -> KeyPath:
-    """Split "tasks.v1.5.kind" at its dots, but not inside a key that the data hold ("v1.5"); items become numbers."""
+def assign(document: Document, name: str, value: Any, where: str) -> None:
+    """Set a dotted key of a document; rules and errors as for ``override``.
+
+    Args:
+        document: its data are changed in place.
+        name: the key.
+        value: plain values.
+        where: whom errors about the value name.
+    """
+    keys = key_path(name, document.data, where)
+    _assign(document.data, keys, value, where)
+    document.assigned[keys] = where
+
+
+def key_path(name: str, data: Any, where: str) -> KeyPath:
+    """Split "tasks.v1.5.kind" at its dots, but not inside a key that the data hold ("v1.5"); items become numbers.
+
+    A new axis of a sweep is one key, with all its dots.
+    """
     parts = name.split(".")
     keys: list[str | int] = []
     while parts:
         held = [n for n in range(len(parts), 0, -1) if isinstance(data, dict) and ".".join(parts[:n]) in data]
-        taken = held[0] if held else 1
+        taken = held[0] if held else len(parts) if keys == ["sweep"] else 1
         key: str | int = ".".join(parts[:taken])
         if isinstance(data, list):
             if not str(key).isdigit() or int(key) >= len(data):
                 raise MultituneError(
                     f"'{'.'.join(map(str, keys))}' is a list of {len(data)}; '{key}' is none of its items.",
-                    f"--set {name}",
+                    where,
                     f"Use a number from 0 to {len(data) - 1}." if data else "Set the list itself.",
                 )
             key = int(key)
@@ -195,7 +210,7 @@ def _keys(name: str, data: Any) -> KeyPath:
     return tuple(keys)
 
 
-def _assign(data: dict[str, Any], keys: KeyPath, value: Any, name: str) -> None:
+def _assign(data: dict[str, Any], keys: KeyPath, value: Any, where: str) -> None:
     place: Any = data
     key: Any
     for depth, key in enumerate(keys[:-1]):
@@ -203,14 +218,14 @@ def _assign(data: dict[str, Any], keys: KeyPath, value: Any, name: str) -> None:
         if below is None and depth == 1 and keys[0] in ("tasks", "steps") and place:
             raise MultituneError(
                 f"There is no '{key}' in {keys[0]}.{nearest(str(key), place)}",
-                f"--set {name}",
+                where,
                 f"Name one of: {', '.join(place)}.",
             )
         if not isinstance(below, dict | list):
             if below is not None and key not in SHORTHAND:
                 raise MultituneError(
                     f"'{'.'.join(map(str, keys[: depth + 1]))}' is a single value, not a mapping.",
-                    f"--set {name}",
+                    where,
                     "Set that key itself.",
                 )
             below = {} if below is None else {SHORTHAND[str(key)]: below}

@@ -24,7 +24,7 @@ from multitune.recipes.schema import Recipe
 WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 """What the operating system says when a file cannot be written."""
 
-_OWN = ("recipe.yaml", "run.json", "scoreboard.parquet", "report.html", "steps")
+_OWN = ("recipe.yaml", "run.json", "scoreboard.parquet", "report.html", "steps", "sweep.json", "nodes", "variants")
 
 
 class RunFolder:
@@ -49,53 +49,83 @@ class RunFolder:
         Raises:
             MultituneError: the folder holds something else, or cannot be written.
         """
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / "run.json").exists():
-            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-            if strangers:
-                raise MultituneError(
-                    f"The folder is no run: it holds {', '.join(sorted(strangers)[:3])}.",
-                    str(self.path),
-                    "Choose another folder with --out.",
-                )
+        refuse_strangers(self.path)
         if fresh:
-            for name in _OWN:
-                path = self.path / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            empty(self.path)
+        if (self.path / "sweep.json").exists():
+            raise MultituneError(
+                "The folder holds a sweep, and the recipe has none.",
+                str(self.path),
+                "Choose another folder with --out, or forget the sweep with --fresh.",
+            )
         write_whole(self.path / "recipe.yaml", resolved_text(recipe))
-        if not (self.path / "run.json").exists():
-            write_whole(self.path / "run.json", json.dumps(_facts(recipe, command), indent=2) + "\n")
+        begin_facts(self.path, {"name": recipe.name, "seed": recipe.seed}, command)
 
     def record(self, recipe: Recipe, command: str, seconds: float) -> None:
         """Write run.json anew after an invocation that did something: its command, and the time of all of them."""
-        before = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        facts = _facts(recipe, command)
-        facts["started"] = before["started"]
-        facts["seconds"] = round(before.get("seconds", 0.0) + seconds, 2)
-        facts["machine"]["accelerator"] = accelerator()
-        write_whole(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        record_facts(self.path, {"name": recipe.name, "seed": recipe.seed}, command, seconds)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
 
-        Raises:
-            MultituneError: the folder cannot be made or written, or another run holds it.
-        """
+def begin_facts(folder: Path, whose: dict[str, Any], command: str) -> None:
+    """Write run.json if there is none."""
+    if not (folder / "run.json").exists():
+        write_whole(folder / "run.json", json.dumps(_facts(whose, command), indent=2) + "\n")
+
+
+def record_facts(folder: Path, whose: dict[str, Any], command: str, seconds: float) -> None:
+    """Write run.json anew: begun when it was, with the seconds added, the rest as it is now."""
+    before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    facts = _facts(whose, command)
+    facts["started"] = before["started"]
+    facts["seconds"] = round(before.get("seconds", 0.0) + seconds, 2)
+    facts["machine"]["accelerator"] = accelerator()
+    write_whole(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Refuse a folder that holds something and is no run.
+
+    Raises:
+        MultituneError: naming what it holds.
+    """
+    if not folder.exists() or (folder / "run.json").exists():
+        return
+    if strangers := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
+        raise MultituneError(
+            f"The folder is no run: it holds {', '.join(strangers[:3])}.",
+            str(folder),
+            "Choose another folder with --out.",
+        )
+
+
+def empty(folder: Path) -> None:
+    """Remove everything that a run or a sweep writes, and nothing else."""
+    for name in _OWN:
+        remove(folder / name)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a run folder for this process; give the lock's file descriptor, which child processes may hold on to.
+
+    Raises:
+        MultituneError: the folder cannot be made or written, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise MultituneError(
+            f"The run folder cannot be written: {error.strerror}.", str(folder), "Choose another one with --out."
+        ) from error
+    with lock:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise MultituneError(
-                f"The run folder cannot be written: {error.strerror}.", str(self.path), "Choose another one with --out."
+                "Another run is writing this folder.", str(folder), "Wait for it, or choose another --out."
             ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise MultituneError(
-                    "Another run is writing this folder.", str(self.path), "Wait for it, or choose another --out."
-                ) from error
-            yield
+        yield lock.fileno()
 
 
 def resolved_text(recipe: Recipe) -> str:
@@ -133,6 +163,14 @@ def write_whole(path: Path, text: str) -> None:
         raise disk_error(error, path) from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link, if it is there; of a link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def disk_error(error: OSError, path: Path) -> MultituneError:
     """Translate an error of the file system into what to do about it."""
     existing = next(p for p in (path, *path.parents) if p.exists())
@@ -146,10 +184,9 @@ def disk_error(error: OSError, path: Path) -> MultituneError:
     )
 
 
-def _facts(recipe: Recipe, command: str) -> dict[str, Any]:
+def _facts(whose: dict[str, Any], command: str) -> dict[str, Any]:
     return {
-        "name": recipe.name,
-        "seed": recipe.seed,
+        **whose,
         "command": command or " ".join(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),

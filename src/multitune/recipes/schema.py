@@ -105,12 +105,27 @@ class Recipe(BaseModel):
                 yield name, step
 
 
+SWEEP: dict[str, Any] = {
+    "title": "Sweep",
+    "type": "object",
+    "description": "axes: dotted keys of the recipe, as --set takes them, to a list of values or a mapping that names "
+    "them; every combination is a variant, a plain recipe without this key",
+    "additionalProperties": {
+        "anyOf": [
+            {"type": "array", "minItems": 1, "items": {"type": ["string", "number", "boolean", "null"]}},
+            {"type": "object", "minProperties": 1},
+        ]
+    },
+}
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe file, for editors that complete and check YAML by it."""
     schema = Recipe.model_json_schema()
     schema["properties"].pop("folder", None)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "multitune recipe"
+    schema["properties"]["sweep"] = SWEEP
     task = schema["$defs"]["Task"]
     task["properties"].pop("name")  # the key is the name
     task["required"] = [name for name in task.get("required", []) if name != "name"]

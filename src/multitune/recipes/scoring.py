@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from multitune.errors import MultituneError
-from multitune.recipes.executor import with_heads
 from multitune.recipes.loading import schema_errors
+from multitune.recipes.node import with_heads
 from multitune.recipes.reading import read_yaml
 from multitune.recipes.run_folder import disk_error
 from multitune.scoring.score import ScoreConfig, TaskScore, scored_split
@@ -36,7 +36,7 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
         MultituneError: the file, a task, the data or the model is not as it should be.
     """
     from multitune.scoring.score import save_predictions, score_tasks
-    from multitune.scoring.scoreboard import Scoreboard, score_rows
+    from multitune.scoring.scoreboard import Scoreboard, measures, score_rows
     from multitune.tasks.prompting import resolve
 
     config = ScoreConfig(rows=rows)
@@ -57,7 +57,7 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     if out is not None:
         save_predictions(scores, out / "predictions")
         board = Scoreboard.load(out / "scoreboard.parquet")
-        board.append(score_rows(scores, run=file.stem, step="score", model=model, seed=seed))
+        board.append(score_rows(measures(scores), run=file.stem, step="score", model=model, seed=seed))
         board.save(out / "scoreboard.parquet")
     return scores
 

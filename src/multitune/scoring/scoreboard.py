@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
     from multitune.scoring.score import TaskScore
 
-KEY = ("run", "step", "model", "task", "split", "metric", "seed")
-COLUMNS = ("run", "step", "model", "task", "split", "metric", "value", "low", "high", "n", "seed")
+KEY = ("run", "step", "model", "task", "split", "metric", "seed", "variant")
+COLUMNS = ("run", "step", "model", "task", "split", "metric", "value", "low", "high", "n", "seed", "variant")
 
 
 class Scoreboard:
     """Rows of scores, in the order in which they came.
 
     A row is a mapping with the keys of COLUMNS: the run's name, the step that left the model, the model's name, the
-    task, its split, the metric, its value with the bounds of its 95 % interval, the number of scored examples and the
-    seed. A row that agrees with an earlier one in KEY takes its place.
+    task, its split, the metric, its value with the bounds of its 95 % interval, the number of scored examples, the
+    seed, and in a sweep the variant with its value on every axis ("seed=1,mixture=equal"; "" elsewhere, and where a row
+    does not say). A row that agrees with an earlier one in KEY takes its place.
     """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
@@ -39,6 +40,7 @@ class Scoreboard:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows; a row with the key of an existing one replaces it."""
         for row in rows:
+            row = {"variant": "", **row}
             if set(row) != set(COLUMNS):
                 raise ValueError(f"a scoreboard row has the keys {COLUMNS}, not {tuple(row)}")
             self._rows[tuple(row[name] for name in KEY)] = {name: row[name] for name in COLUMNS}
@@ -57,7 +59,9 @@ class Scoreboard:
             return cls()
         try:
             table = pyarrow.parquet.ParquetFile(path).read()
-            return cls(table.select(list(COLUMNS)).to_pylist())
+            # boards of before there were sweeps have no column for their variants
+            columns = [name for name in COLUMNS if name != "variant" or name in table.column_names]
+            return cls(table.select(columns).to_pylist())
         except (pyarrow.ArrowException, OSError, KeyError) as error:
             raise MultituneError(
                 f"The scoreboard cannot be read: {str(error).splitlines()[0]}",
@@ -119,17 +123,24 @@ class Scoreboard:
         return max(row["n"] for row in self._rows.values() if (row["task"], row["split"], row["metric"]) == measure)
 
 
-def score_rows(scores: Iterable[TaskScore], *, run: str, step: str, model: str, seed: int) -> list[dict[str, Any]]:
-    """Return the Scoreboard's rows of a model's scores: one per task and metric."""
+def measures(scores: Iterable[TaskScore]) -> list[dict[str, Any]]:
+    """Return what was measured, one mapping per task and metric: the Scoreboard's rows without whose they are."""
     return [
         {
-            "run": run, "step": step, "model": model, "task": score.task, "split": score.split, "metric": metric,
-            "value": value, "low": score.intervals[metric][0], "high": score.intervals[metric][1],
-            "n": score.n, "seed": seed,
+            "task": score.task, "split": score.split, "metric": metric, "value": value,
+            "low": score.intervals[metric][0], "high": score.intervals[metric][1], "n": score.n,
         }
         for score in scores
         for metric, value in score.metrics.items()
     ]  # fmt: skip
+
+
+def score_rows(
+    measured: Iterable[dict[str, Any]], *, run: str, step: str, model: str, seed: int, variant: str = ""
+) -> list[dict[str, Any]]:
+    """Return the Scoreboard's rows of what was measured of a model."""
+    whose = {"run": run, "step": step, "model": model, "seed": seed, "variant": variant}
+    return [whose | one for one in measured]
 
 
 def _schema() -> pyarrow.Schema:

@@ -1,0 +1,260 @@
+"""Does one node of a run: trains a model into a folder, or scores one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multitune.errors import MultituneError
+from multitune.mixing.policies import MixtureConfig, Proportional
+from multitune.recipes import fingerprint
+from multitune.recipes.cards import model_card
+from multitune.recipes.graph import Node, ScoreNode, TrainNode, refuse_rows_longer_than
+from multitune.recipes.run_folder import disk_error, read_finished, remove, write_whole
+from multitune.recipes.schema import BASE, Recipe
+from multitune.tasks.task import Split, Task
+
+if TYPE_CHECKING:
+    from multitune.mixing.tokens import TokenTable
+    from multitune.models.loading import Backbone
+
+logger = logging.getLogger("multitune.recipes")
+
+ScoringProgress = Callable[[str, int, int], None]
+
+INTERVALS_SEED = 0
+
+
+@dataclass
+class Opened:
+    """A recipe, and its tasks with layout, kind and choices known.
+
+    Attributes:
+        recipe: checked.
+        resolved: what was read from the data so far, by the task as written; recipes of one sweep share it.
+    """
+
+    recipe: Recipe
+    resolved: dict[str, Task] = field(default_factory=dict)
+
+    def tasks(self, names: tuple[str, ...]) -> list[Task]:
+        """Return tasks as their data settle them; each is read once."""
+        from multitune.tasks.prompting import resolve
+
+        found = []
+        for name in names:
+            task = self.recipe.tasks[name]
+            written = task.model_dump_json()
+            if written not in self.resolved:
+                self.resolved[written] = resolve(task, self.recipe.folder)
+            found.append(self.resolved[written])
+        return found
+
+
+def is_finished(node: Node, place: Path, inputs: str) -> bool:
+    """Return whether a node's folder holds its result of these inputs, whole.
+
+    Args:
+        node: the node.
+        place: its folder.
+        inputs: its fingerprint.
+    """
+    if isinstance(node, ScoreNode):
+        return read_finished(place / "scores.json", inputs) is not None
+    return read_finished(place / "artifact.json", inputs) is not None and _is_whole(place / "model")
+
+
+def prepare(node: Node, place: Path, inputs: str) -> None:
+    """Make a node's folder ready: what work on other inputs left is removed, checkpoints of these ones stay."""
+    if isinstance(node, ScoreNode):
+        return
+    (place / "artifact.json").unlink(missing_ok=True)
+    if not read_finished(place / "begun.json", inputs):
+        # what an unfinished run of other settings left: its checkpoints would crowd out the new ones
+        shutil.rmtree(place, ignore_errors=True)
+        write_whole(place / "begun.json", json.dumps({"fingerprint": inputs}) + "\n")
+
+
+def do(
+    node: Node, opened: Opened, place: Path, model: Path | None, inputs: str, progress: ScoringProgress | None = None
+) -> None:
+    """Do a node and write its result; the file that says so comes last.
+
+    Args:
+        node: of the recipe.
+        opened: the recipe.
+        place: its folder, prepared.
+        model: folder of the saved model that the node reads; None for the recipe's own.
+        inputs: its fingerprint.
+        progress: called with (task, examples done, examples in all) while scoring.
+    """
+    if isinstance(node, TrainNode):
+        facts = _train(node, opened, place, model)
+        write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the model is whole; they only take space
+    else:
+        rows = _score(node, opened, place, model, progress)
+        write_whole(place / "scores.json", json.dumps({"fingerprint": inputs, "rows": rows}) + "\n")
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> dict[str, Any]:
+    from transformers import set_seed
+
+    from multitune.adaptation.adapting import adapt
+    from multitune.models.loading import save_backbone
+    from multitune.training.train import train
+
+    step, seed = node.step, opened.recipe.seed
+    set_seed(seed)
+    tasks = opened.tasks(node.tasks)
+    backbone = _backbone(opened.recipe, model, tasks)
+    text = backbone.model.config.get_text_config()
+    refuse_rows_longer_than(getattr(text, "max_position_embeddings", None), node)
+    if backbone.form == "encoder" and node.model != BASE:
+        backbone = _with_heads_first(backbone, tasks, seed)
+    tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
+    backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed)
+    given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
+    weights = {task.name: task.weight for task in tasks} | given
+    mixture = step.mixture if len(tasks) > 1 else Proportional()  # one task alone has no shares to speak of
+    _say_shares(node, tables, mixture)
+    balancer = step.training.balancer if len(tasks) > 1 else None  # one task alone has nothing to balance either
+    config = step.training.model_copy(update={"task_weights": weights, "balancer": balancer})
+    watched = tasks if config.uses_validation else []
+    validation = [_tokens(task, "validation", backbone, node, opened.recipe.folder) for task in watched]
+    try:
+        result = train(backbone, tables, mixture, config, place, seed=seed, validation=validation, title=node.name)
+        save_backbone(backbone, place / "model", merged=step.export == "merged")
+    except OSError as error:
+        raise disk_error(error, place) from error
+    facts = {
+        "name": node.name,
+        "model": node.model,
+        "tasks": list(node.tasks),
+        "steps": result.steps,
+        "seconds": round(result.seconds, 2),
+        "trainable_parameters": result.trainable_parameters,
+        "fill": result.fill,
+        "rows": {table.task: len(table) for table in tables},
+    }
+    write_whole(place / "model" / "README.md", model_card(opened.recipe, node, place / "model", facts, []))
+    return facts
+
+
+def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
+    from multitune.models.loading import load_backbone, load_saved
+
+    return load_backbone(recipe.model, tasks, seed=recipe.seed) if model is None else load_saved(model)
+
+
+def _tokens(task: Task, split: Split, backbone: Backbone, node: TrainNode, folder: Path) -> TokenTable:
+    from multitune.mixing.tokens import tokenise
+
+    config = node.step.training
+    return tokenise(
+        task,
+        split,
+        backbone.tokenizer,
+        backbone.form,
+        folder,
+        max_length=config.max_length,
+        on_overlong=config.on_overlong,
+        cache=fingerprint.cache_folder() / "tokens",
+    )
+
+
+def _is_whole(model: Path) -> bool:
+    """Return whether a saved model can be read; a damaged one is trained again rather than trusted."""
+    from multitune.models.location import checked_folder
+
+    try:
+        checked_folder(model)
+    except MultituneError as error:
+        logger.warning("the model in %s is damaged and is made again: %s", model, error.what)
+        return False
+    return True
+
+
+def with_heads(backbone: Backbone, tasks: list[Task]) -> list[Task]:
+    """Keep the tasks for which an encoder has a head; it cannot answer others."""
+    heads = {head.task for head in backbone.model.heads}
+    if missing := [task.name for task in tasks if task.name not in heads]:
+        logger.warning("the encoder has no head for %s: not scored", ", ".join(missing))
+    return [task for task in tasks if task.name in heads]
+
+
+def _with_heads_first(backbone: Backbone, tasks: list[Task], seed: int) -> Backbone:
+    """Bring the heads of the tasks into the order of their ids; learned heads of other tasks stay for scoring."""
+    from multitune.models.heads import with_heads_for
+
+    names = {task.name for task in tasks}
+    others = [task for task in backbone.tasks if task.name not in names]
+    model = with_heads_for(backbone.model, tasks, others, seed)
+    return replace(backbone, model=model, tasks=(*tasks, *others))
+
+
+def _say_shares(node: TrainNode, tables: list[TokenTable], mixture: MixtureConfig) -> None:
+    """Log the share that every task will get, in examples and in tokens."""
+    from multitune.mixing.policies import share_table
+
+    rows = {table.task: len(table) for table in tables}
+    mean_tokens = {table.task: float(table.lengths.mean()) for table in tables}
+    logger.info("%s: the policy '%s' gives", node.name, mixture.policy)
+    for share in share_table(mixture, rows, mean_tokens):
+        logger.info(
+            "  %-24s %6.1f%% of the examples  %6.1f%% of the tokens  (%d rows)",
+            share.task,
+            100 * share.examples,
+            100 * share.tokens,
+            share.rows,
+        )
+
+
+# -- score -------------------------------------------------------------------------------------------------------------
+
+
+def _score(
+    node: ScoreNode, opened: Opened, place: Path, model: Path | None, progress: ScoringProgress | None
+) -> list[dict[str, Any]]:
+    """Return what was measured of a model: per task and metric the value and its interval; keep its answers."""
+    from transformers import set_seed
+
+    from multitune.scoring.score import save_predictions, score_tasks
+    from multitune.scoring.scoreboard import measures
+
+    recipe = opened.recipe
+    set_seed(recipe.seed)
+    splits = scored_splits(node, recipe)
+    names = tuple(name for name in node.tasks if splits[name])
+    if left_out := [name for name in node.tasks if not splits[name]]:
+        logger.warning("not scored, for want of test or validation rows: %s", ", ".join(left_out))
+    if not names:
+        return []
+    tasks = opened.tasks(names)
+    backbone = _backbone(recipe, model, tasks)
+    if backbone.form == "encoder":
+        tasks = with_heads(backbone, tasks)
+    logger.info("scoring %s on %d tasks", node.model, len(tasks))
+    # The intervals have a seed of their own: training seeds share the scores of a base that none of them changes.
+    scores = score_tasks(backbone, tasks, recipe.folder, node.config, seed=INTERVALS_SEED, progress=progress)
+    try:
+        remove(place / "predictions")
+        save_predictions(scores, place / "predictions")
+    except OSError as error:
+        raise disk_error(error, place / "predictions") from error
+    return measures(scores)
+
+
+def scored_splits(node: ScoreNode, recipe: Recipe) -> dict[str, Split | None]:
+    """Return the split that every task of a score node is scored on; None for one that has nothing to be scored on."""
+    from multitune.scoring.score import scored_split
+
+    return {name: scored_split(recipe.tasks[name], node.config.split) for name in node.tasks}
