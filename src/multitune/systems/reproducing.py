@@ -20,7 +20,7 @@ from typing import Any
 from multitune import __version__
 from multitune.errors import MultituneError, nearest
 from multitune.recipes.fingerprint import digest
-from multitune.recipes.run_folder import RunFolder, accelerator, machine, read_finished, versions, write_whole
+from multitune.recipes.run_folder import accelerator, locked, machine, read_finished, versions, write_whole
 from multitune.systems.claims import Judgement, Metrics, judge
 from multitune.systems.system import Arm, Scale, System
 
@@ -66,7 +66,7 @@ def reproduce(
     seeds = scale.seeds if seeds is None else seeds
     pairs = [(arm, seed) for seed in range(seeds) for arm in scale.arms]
     finished: dict[tuple[str, int], Finished] = {}
-    with RunFolder(out).locked():
+    with locked(out):
         for done, (arm, seed) in enumerate(pairs):
             if progress is not None:
                 progress(f"{arm.name}, seed {seed}", done, len(pairs))
