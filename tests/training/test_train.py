@@ -196,3 +196,12 @@ def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(tmp_path, tables, t
     with pytest.raises(MultituneError, match="disk is full"):
         run(tmp_path, tables, tokenizer)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no fast bfloat16")
+def test_a_cpu_computes_in_bfloat16_where_asked_and_keeps_its_weights_in_float32(tmp_path, tables, tokenizer):
+    exact, log = run(tmp_path / "1", tables, tokenizer)
+    rounded, log_rounded = run(tmp_path / "2", tables, tokenizer, precision="bfloat16")
+    assert [line["loss"] for line in log_rounded] == pytest.approx([line["loss"] for line in log], abs=2e-2)
+    assert any(not torch.equal(exact[name], rounded[name]) for name in exact)
+    assert {tensor.dtype for tensor in rounded.values()} == {torch.float32}

@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
     adam_betas: tuple[float, float] = (0.9, 0.999)
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="bfloat16 on a GPU that has it, float32 on a CPU"
+        "auto", description="of products; auto: bfloat16 on a GPU that has it, float32 on a CPU"
     )
     gradient_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile")

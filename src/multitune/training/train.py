@@ -234,14 +234,14 @@ def training_arguments(
         )
     available = math.ceil(len(batches) / (accumulation * processes))
     steps = min(config.steps or available, available)
-    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    precision = _precision(config, on_gpu)
     learning_rate = config.learning_rate or (2e-5 if _trains_everything(backbone) else 2e-4)
     logger.info(
         "%d steps of %d rows, learning rate %g, %s, aggregation %s",
         steps,
         config.batch_size,
         learning_rate,
-        "float32" if not on_gpu else "bfloat16" if bf16 else config.precision.replace("auto", "float32"),
+        precision,
         config.aggregation,
     )
     return TrainingArguments(
@@ -257,8 +257,8 @@ def training_arguments(
         max_grad_norm=config.max_grad_norm,
         adam_beta1=config.adam_betas[0],
         adam_beta2=config.adam_betas[1],
-        bf16=bf16 and on_gpu,
-        fp16=config.precision == "float16" and on_gpu,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         torch_compile=config.compile,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
@@ -273,6 +273,18 @@ def training_arguments(
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=backbone.form == "encoder",
     )
+
+
+def _precision(config: TrainingConfig, on_gpu: bool) -> str:
+    """Return the type in which products are computed; a CPU uses bfloat16 only where it was asked for and is fast."""
+    if on_gpu:
+        bfloat16 = config.precision == "auto" and torch.cuda.is_bf16_supported()
+        return "bfloat16" if bfloat16 else config.precision.replace("auto", "float32")
+    if config.precision == "bfloat16" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bfloat16"
+    if config.precision in ("bfloat16", "float16"):
+        logger.warning("this CPU has no fast %s: float32 is used instead", config.precision)
+    return "float32"
 
 
 def _world_size(on_gpu: bool) -> int:
