@@ -48,6 +48,33 @@ def train_step(**settings):
         (lambda r: r["tasks"]["mark"].update(test={"hub": "org/data"}), "has several splits", "tasks.mark.test"),
         (lambda r: r["tasks"]["sign"].update(metrics="rouge_l"), "not label", "tasks.sign.metrics"),
         (
+            lambda r: r["steps"]["joint"]["training"].update(balancer="coba"),
+            "The balancer coba watches validation rows, and there are none for sign, echo",
+            "steps.joint.training.balancer",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(balancer="cobra"),
+            "cobra",
+            "steps.joint.training.balancer",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(balancer={"method": "coba", "taw": 3}),
+            "Did you mean 'tau'",
+            "steps.joint.training.balancer",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(
+                focal={"level": "task", "alpha": {"ehco": 2}}, aggregation="task_sample_mean"
+            ),
+            "Did you mean 'echo'",
+            "steps.joint.training.focal.alpha.ehco",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(eval_steps=2),
+            "Eval_steps evaluates validation rows, and there are none for sign, echo",
+            "steps.joint.training.eval_steps",
+        ),
+        (
             lambda r: r["steps"]["joint"].update(mixture={"policy": "weights", "weights": {"sign": 1}}),
             "'echo' is missing",
             "steps.joint.mixture",

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from multitune.errors import MultituneError
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
+from multitune.reporting.run_folder import read_run
+from multitune.reporting.training_curves import balance_panels, validation_panels
 from multitune.scoring.scoreboard import Scoreboard
 
 
@@ -164,3 +166,28 @@ def test_a_killed_run_goes_on_and_ends_with_the_undisturbed_weights(recipe, writ
         for name in ("undisturbed", "killed")
     ]
     assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
+
+
+def test_a_balanced_and_evaluated_run_says_so_in_its_log_and_report(go, recipe, data, tmp_path):
+    for task in ("sign", "echo"):
+        recipe["tasks"][task]["validation"] = {"fraction": 0.25}
+    recipe["steps"]["joint"]["training"] |= {
+        "steps": 6,
+        "balancer": {"method": "coba", "warmup_steps": 2, "window": 4},
+        "eval_steps": 2,
+    }
+    go()
+    folder = tmp_path / "run"
+    lines = [json.loads(line) for line in (folder / "steps/joint/log.jsonl").read_text().splitlines()]
+    assert set(lines[-1]["weights"]) == set(lines[-1]["observed"]) == {"sign", "echo"}
+    evaluated = [json.loads(line) for line in (folder / "steps/joint/validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in evaluated] == [0, 2, 4, 6]
+    run_of_report = read_run(folder)
+    assert [panel.title for panel in balance_panels(run_of_report)] == [
+        "Task weights: joint",
+        "Losses that the balancer observed: joint",
+    ]
+    assert [panel.title for panel in validation_panels(run_of_report)] == ["joint"]
+    assert go() == []
+    (data / "data/sign/train.jsonl").write_text('{"text": "number 1", "label": "minus"}\n' * 30)
+    assert "joint" in go()

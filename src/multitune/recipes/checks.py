@@ -142,11 +142,14 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
         )
     named = step.tasks if isinstance(step.tasks, tuple) else known
     yield from _check_task_names(named, known, recipe, document, (*key, "tasks"))
-    for task in step.training.task_weights:
+    focal = step.training.focal
+    weighed = [("task_weights", task) for task in step.training.task_weights]
+    weighed += [("focal", "alpha", task) for task in (focal.alpha if focal else ())]
+    for *keys, task in weighed:
         if task not in named:
             yield MultituneError(
                 f"There is no task '{task}' in this step.{nearest(task, named)}",
-                document.where((*key, "training", "task_weights", task)),
+                document.where((*key, "training", *keys, task)),
                 f"Use some of: {', '.join(named)}.",
             )
     yield from _check_validation(step, named, recipe, document, (*key, "training"))
@@ -177,7 +180,7 @@ def _check_validation(
         assert training.balancer is not None
         what, last = f"the balancer {training.balancer.method} watches", "balancer"
     yield MultituneError(
-        f"{what[0].upper()}{what[1:]} validation rows, and {', '.join(lacking)} has none.",
+        f"{what[0].upper()}{what[1:]} validation rows, and there are none for {', '.join(lacking)}.",
         document.where((*key, last)),
         "Give every task of the step a validation source, for example validation: {fraction: 0.05}.",
     )
