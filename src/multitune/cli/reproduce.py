@@ -48,23 +48,13 @@ def _tell(what: str, done: int, total: int) -> None:
 
 def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from multitune.systems.pages import duration, number
+    from multitune.systems.pages import duration, interval, number, seeds_told
 
-    table = Table(box=None, padding=(0, 1))
-    for heading in ("claim", "asked for"):
-        table.add_column(heading)
-    table.add_column("mean", justify="right")
-    table.add_column("95 % interval")
-    table.add_column("verdict")
-    styles = {"reproduced": "bold green", "not reproduced": "bold red", "inconclusive": "dim"}
+    styles = {"reproduced": "bold green", "not reproduced": "bold red", "inconclusive": "bold"}
+    console = Console(highlight=False)
     for claim in result["claims"]:
-        low, high = claim["interval"]
-        interval = "-" if low is None or high is None else f"{number(low)} to {number(high)}"
-        verdict = f"[{styles[claim['verdict']]}]{claim['verdict']}[/]"
-        table.add_row(f"{claim['key']}  {claim['statement']}", claim["rule"], number(claim["mean"]), interval, verdict)
-    console = Console()
-    console.print()
-    console.print(table)
-    console.print(f"\n{len(result['seeds'])} seeds, {duration(result)}.")
+        console.print(f"\n{claim['key']}  [{styles[claim['verdict']]}]{claim['verdict']}[/]: {claim['statement']}")
+        console.print(f"   {claim['measure']}: mean {number(claim['mean'])}, 95 % interval {interval(claim)}")
+        console.print(f"   asked for: {claim['rule']}; {claim['met']} of {seeds_told(result)} reach it")
+    console.print(f"\n{seeds_told(result)}, {duration(result)}.")

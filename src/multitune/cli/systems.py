@@ -111,7 +111,7 @@ def drawing(result: dict[str, Any]) -> str:
         defined = claim["mean"] is not None
         claims.append(
             DrawnClaim(
-                title=f"{claim['key']}  {claim['measure']}",
+                title=f"{claim['key']}: {claim['measure']}",
                 mark=Mark(claim["mean"], interval, tuple(claim["effects"])) if defined else None,
                 threshold=claim["threshold"],
                 verdict=claim["verdict"],

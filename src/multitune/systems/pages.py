@@ -106,13 +106,10 @@ def _verdicts(result: dict[str, Any], figure: str | None) -> list[str]:
         "| claim | effect | asked for | mean | 95 % interval | seeds that reach it | verdict |",
         "|---|---|---|---:|---|---:|---|",
     ]
-    seeds = len(result["seeds"])
     for claim in result["claims"]:
-        low, high = claim["interval"]
-        interval = "-" if low is None or high is None else f"{number(low)} to {number(high)}"
         lines.append(
-            f"| {claim['key']} | {claim['measure']} | {claim['rule']} | {number(claim['mean'])} | {interval} |"
-            f" {claim['met']} of {seeds} | {claim['verdict']} |"
+            f"| {claim['key']} | {claim['measure']} | {claim['rule']} | {number(claim['mean'])} | {interval(claim)} |"
+            f" {claim['met']} of {len(result['seeds'])} | {claim['verdict']} |"
         )
     return [*lines, "", _measured_by(result), ""]
 
@@ -122,7 +119,7 @@ def _measured_by(result: dict[str, Any]) -> str:
     gpu = "no GPU" if machine["accelerator"] == "none" else machine["accelerator"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("multitune", "torch", "transformers"))
     return (
-        f"Measured by `{result['command']}` on {result['date']}: {len(result['seeds'])} seeds, {duration(result)} "
+        f"Measured by `{result['command']}` on {result['date']}: {seeds_told(result)}, {duration(result)} "
         f"({machine['threads']} of {machine['processors']} cores, {machine['memory_gib']:.0f} GiB of memory, {gpu}; "
         f"{packages}). The interval of the mean over seeds is the wider one of Student's t and of the bootstrap."
     )
@@ -133,12 +130,25 @@ def duration(result: dict[str, Any]) -> str:
     return f"{result['seconds'] / 60:.0f} minutes" if result["seconds"] >= 120 else f"{result['seconds']:.0f} seconds"
 
 
+def seeds_told(result: dict[str, Any]) -> str:
+    """Return how many seeds were run, in words."""
+    count = len(result["seeds"])
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def interval(claim: dict[str, Any]) -> str:
+    """Return a judged claim's interval, "-" where it has none."""
+    low, high = claim["interval"]
+    return "-" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
 def _how_to_run(system: System, account: Account) -> Iterator[str]:
     yield "## How to run it"
     yield ""
     for name, scale in account.scales.items():
         option = "" if name == "small" else f" --scale {name}"
-        yield f"**{name}**: `multitune reproduce {system.number}{option}`. {scale.told}"
+        measured = "" if committed_result(system, name) else " Not measured yet."
+        yield f"**{name}**: `multitune reproduce {system.number}{option}`. {scale.told}{measured}"
         yield ""
         yield from _claims_of(name, scale)
 
