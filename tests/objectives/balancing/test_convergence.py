@@ -32,7 +32,7 @@ SMALL = CobaConfig(warmup_steps=4, window=5)
 
 
 def coba_after(losses, config=SMALL, start=None):
-    balancer = CoBa(config, losses.shape[1])
+    balancer = CoBa(config, losses.shape[1], seed=0)
     if start is not None:
         balancer.observe(0, start, ~start.isnan())
     for step, loss_T in enumerate(losses, start=1):
@@ -161,7 +161,7 @@ def test_coba_refuses_a_window_shorter_than_the_warm_up():
 
 
 def self_paced_after(losses, **options):
-    balancer = SelfPaced(SelfPacedConfig(**options), losses.shape[1])
+    balancer = SelfPaced(SelfPacedConfig(**options), losses.shape[1], seed=0)
     for step, loss_T in enumerate(losses, start=1):
         balancer.observe(step, loss_T, ~loss_T.isnan())
     return balancer
@@ -189,6 +189,6 @@ def test_self_paced_is_uniform_until_every_task_has_two_losses():
 
 @pytest.mark.parametrize(("make", "config"), [(CoBa, CobaConfig), (SelfPaced, SelfPacedConfig)])
 def test_validation_is_due_every_interval(make, config):
-    balancer = make(config(update_interval=3), 2)
+    balancer = make(config(update_interval=3), 2, seed=0)
     assert [step for step in range(1, 10) if balancer.due(step)] == [3, 6, 9]
     assert balancer.due(0) == (make is CoBa)  # the pass before training that losses are divided by

@@ -12,7 +12,7 @@ BOTH = torch.tensor([True, True])
 
 
 def test_worked_gradient_and_first_step():
-    famo = Famo(FamoConfig(), 2)
+    famo = Famo(FamoConfig(), 2, seed=0)
     before, after = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.9])
     assert famo.weights(before, BOTH).tolist() == pytest.approx([2 / 3, 1 / 3], abs=1e-7)
     famo.observe(0, before, BOTH)
@@ -21,7 +21,7 @@ def test_worked_gradient_and_first_step():
 
 
 def test_on_training_losses_the_comparison_is_with_the_same_batch_before_the_step():
-    famo = Famo(FamoConfig(losses="training"), 2)
+    famo = Famo(FamoConfig(losses="training"), 2, seed=0)
     assert famo.observes == "training" and not famo.config.needs_validation
     famo.weights(torch.tensor([1.0, 2.0]), BOTH)
     famo.observe(1, torch.tensor([0.5, 1.9]), BOTH)
@@ -34,7 +34,7 @@ def test_many_steps_equal_autograd_and_torch_adam():
     generator = torch.Generator().manual_seed(0)
     losses = torch.rand(12, 4, generator=generator, dtype=torch.float64) + 0.6
     config = FamoConfig(minimum_loss=0.5)
-    famo = Famo(config, 4)
+    famo = Famo(config, 4, seed=0)
     xi = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([xi], lr=0.025, weight_decay=0.01)
     every = torch.ones(4, dtype=torch.bool)
@@ -54,7 +54,7 @@ def test_many_steps_equal_autograd_and_torch_adam():
 
 
 def test_a_task_without_a_loss_keeps_its_logit_and_its_moments():
-    famo = Famo(FamoConfig(), 3)
+    famo = Famo(FamoConfig(), 3, seed=0)
     every = torch.ones(3, dtype=torch.bool)
     famo.observe(0, torch.tensor([1.0, 1.0, 1.0]), every)
     famo.observe(1, torch.tensor([0.5, 0.9, 0.7]), every)
@@ -66,7 +66,7 @@ def test_a_task_without_a_loss_keeps_its_logit_and_its_moments():
 
 
 def test_a_loss_at_or_below_the_minimum_stays_finite():
-    famo = Famo(FamoConfig(minimum_loss=1.0), 2)
+    famo = Famo(FamoConfig(minimum_loss=1.0), 2, seed=0)
     assert torch.isfinite(famo.weights(torch.tensor([0.5, 2.0]), BOTH)).all()
     famo.observe(0, torch.tensor([1.5, 2.0]), BOTH)
     famo.observe(1, torch.tensor([0.5, 2.0]), BOTH)

@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 from multitune.errors import MultituneError
+from multitune.objectives.balancing.config import BalancerConfig
 
 Observed = Literal["nothing", "validation", "step", "training"]
 
 
 class Balancer:
     """Weights of tasks; as it stands, uniform ones.
+
+    Args:
+        config: the method's options.
+        tasks: number of tasks T, in the order of the mixture's task ids.
+        seed: of methods that draw; the same on every process.
 
     Attributes:
         observes: which task losses ``observe`` is told: ``validation`` losses after a step, the losses the ``step``
@@ -32,8 +38,8 @@ class Balancer:
     uses_gradients: ClassVar[bool] = False
     STATE: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, tasks: int) -> None:
-        self.tasks = tasks
+    def __init__(self, config: BalancerConfig, tasks: int, seed: int) -> None:
+        self.config, self.tasks, self.seed = config, tasks, seed
 
     def weights(self, loss_T: Tensor | None, present_T: Tensor) -> Tensor:
         """Weights of the coming step: positive where a task is present, 0 elsewhere, sum 1 (0 if none is present).

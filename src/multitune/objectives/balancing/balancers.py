@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from multitune.objectives.balancing.balancer import Balancer
+from multitune.objectives.balancing.cagrad import CAGrad
 from multitune.objectives.balancing.config import BalancerConfig
 from multitune.objectives.balancing.convergence import CoBa, SelfPaced
 from multitune.objectives.balancing.famo import Famo
+from multitune.objectives.balancing.gradnorm import GradNorm
+from multitune.objectives.balancing.nash import NashMTL
+from multitune.objectives.balancing.pcgrad import PCGrad
+from multitune.objectives.balancing.uncertainty import Uncertainty
 
-BALANCERS: dict[str, Callable[..., Balancer]] = {
+BALANCERS: dict[str, type[Balancer]] = {
+    "uniform": Balancer,
     "famo": Famo,
     "self_paced": SelfPaced,
     "coba": CoBa,
+    "uncertainty": Uncertainty,
+    "gradnorm": GradNorm,
+    "pcgrad": PCGrad,
+    "cagrad": CAGrad,
+    "nash": NashMTL,
 }
 
 
 def make_balancer(config: BalancerConfig, tasks: int, seed: int) -> Balancer:
-    """Make a balancer in its first state.
-
-    Args:
-        config: the method and its options.
-        tasks: number of tasks T, in the order of the mixture's task ids.
-        seed: of the methods that draw (the order of PCGrad's projections); the same on every process.
-    """
-    if config.method == "uniform":
-        return Balancer(tasks)
-    return BALANCERS[config.method](config, tasks)
+    """Make the balancer of a configuration, in its first state; arguments as of ``Balancer``."""
+    return BALANCERS[config.method](config, tasks, seed)

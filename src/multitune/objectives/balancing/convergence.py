@@ -24,9 +24,10 @@ class SelfPaced(Balancer):
     observes: Observed = "validation"
     STATE: ClassVar[tuple[str, ...]] = ("step_H", "loss_HT", "slope_T")
 
-    def __init__(self, config: SelfPacedConfig, tasks: int) -> None:
-        super().__init__(tasks)
-        self.config = config
+    config: SelfPacedConfig
+
+    def __init__(self, config: SelfPacedConfig, tasks: int, seed: int) -> None:
+        super().__init__(config, tasks, seed)
         self.step_H = unknown(0)
         self.loss_HT = unknown(0, tasks)
         self.slope_T = unknown(tasks)
@@ -60,9 +61,10 @@ class CoBa(Balancer):
         "start_T", "latest_T", "step_H", "ratio_HT", "highest_H", "records", "slope_UT", "highest_slope_U", "weight_T",
     )  # fmt: skip
 
-    def __init__(self, config: CobaConfig, tasks: int) -> None:
-        super().__init__(tasks)
-        self.config = config
+    config: CobaConfig
+
+    def __init__(self, config: CobaConfig, tasks: int, seed: int) -> None:
+        super().__init__(config, tasks, seed)
         self.start_T, self.latest_T = unknown(tasks), unknown(tasks)
         self.step_H, self.ratio_HT, self.highest_H = unknown(0), unknown(0, tasks), unknown(0)
         self.records = torch.tensor(0)

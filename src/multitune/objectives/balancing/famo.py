@@ -26,9 +26,10 @@ class Famo(Balancer):
     uses_step_losses: ClassVar[bool] = True
     STATE: ClassVar[tuple[str, ...]] = ("xi_T", "moments_3T", "previous_T")
 
-    def __init__(self, config: FamoConfig, tasks: int) -> None:
-        super().__init__(tasks)
-        self.config = config
+    config: FamoConfig
+
+    def __init__(self, config: FamoConfig, tasks: int, seed: int) -> None:
+        super().__init__(config, tasks, seed)
         self.observes = config.losses
         self.xi_T = torch.zeros(tasks, dtype=torch.float64)
         self.moments_3T = no_moments(tasks)
