@@ -48,6 +48,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, make_system, 
         reproduce(make_system(fails_at=1), "small", tmp_path)
     assert ran == [(1.0, 0), (2.0, 0), (1.0, 1)]
     assert not (tmp_path / "result.json").exists()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["small-steep-seed1"]  # checkpoints stay
     ran.clear()
     whole = reproduce(make_system(fails_at=7), "small", tmp_path)
     # other settings of the steep arm: it runs anew; what the flat arm finished stands

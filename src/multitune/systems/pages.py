@@ -50,8 +50,8 @@ def index_page() -> str:
     lines = [
         "# The gallery of systems",
         "",
-        f"multitune is built for {len(SYSTEMS)} published systems. {len(standing)} of them stand"
-        f" and {len(SYSTEMS) - len(standing)} are to come. A system that stands has a page that tells what it claims,"
+        f"multitune is built for {len(SYSTEMS)} published systems. Standing: {len(standing)}; to come:"
+        f" {len(SYSTEMS) - len(standing)}. A system that stands has a page that tells what it claims,"
         " what is done as published, what is not and why, and whether each claim held here: a verdict that a command"
         " computes and that can turn out either way.",
         "",
