@@ -7,28 +7,35 @@ from typing import Annotated
 
 import typer
 
-from multitune.cli.run import Json, Overrides
+from multitune.cli.run import Json, Overrides, Yes
 
 
 def check(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Tell every mistake in a recipe at once, then what it would read, train and cost; loads no weights."""
     from multitune.cli.output import answer_json, speak
-    from multitune.recipes.loading import load_recipe
+    from multitune.recipes.loading import load
 
     speak()
-    loaded = load_recipe(recipe, overrides)
+    loaded = load(recipe, overrides, many=yes)
     from multitune.recipes.plan import plan
+    from multitune.recipes.schema import Recipe
+    from multitune.recipes.sweep_plan import plan_sweep
 
-    planned = plan(loaded)
+    planned = plan(loaded) if isinstance(loaded, Recipe) else plan_sweep(loaded)
     if json:
         answer_json(planned)
         return
     from rich.console import Console
 
-    from multitune.reporting.plan import show_plan
+    from multitune.recipes.plan import Plan
+    from multitune.reporting.plan import show_plan, show_sweep_plan
 
-    show_plan(planned, Console())
+    if isinstance(planned, Plan):
+        show_plan(planned, Console())
+    else:
+        show_sweep_plan(planned, Console())

@@ -20,11 +20,11 @@ def quickstart(
     from importlib.resources import as_file, files
 
     from multitune.cli.output import speak
-    from multitune.recipes.loading import load_recipe
+    from multitune.recipes.loading import load
 
     speak()
     with as_file(files("multitune.recipes") / "shipped" / "quickstart.yaml") as path:
-        recipe = load_recipe(path, overrides)
+        recipe = load(path, overrides)
     run_and_report(recipe, out, fresh=fresh, json=json)
     if not json:
         typer.echo("\nYour own data: multitune init FILES... writes a recipe, multitune run trains on it.")

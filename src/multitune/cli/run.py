@@ -9,11 +9,13 @@ import typer
 
 if TYPE_CHECKING:
     from multitune.recipes.schema import Recipe
+    from multitune.recipes.sweep import Sweep
 
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override any key, as in steps.joint.training.epochs=2.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Let a sweep expand to more than 24 runs.")]
 
 
 def run(
@@ -21,34 +23,42 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder. Default: runs/<recipe's name>.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run folder holds.")] = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Train and score what a recipe says; finished work is kept, a killed run goes on."""
     from multitune.cli.output import speak
-    from multitune.recipes.loading import load_recipe
+    from multitune.recipes.loading import load
 
     speak()
-    loaded = load_recipe(recipe, overrides)
+    loaded = load(recipe, overrides, many=yes)
     run_and_report(loaded, out or Path("runs") / loaded.name, fresh=fresh, json=json)
 
 
-def run_and_report(recipe: Recipe, out: Path, *, fresh: bool, json: bool) -> None:
-    """Run a recipe, write the report, print the table and where everything lies."""
+def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool) -> None:
+    """Run a recipe or a sweep, write the report, print the tables and where everything lies."""
     import sys
 
     from multitune.cli.output import answer_json
     from multitune.cli.progress import scoring_progress
     from multitune.recipes.executor import run as execute
+    from multitune.recipes.failures import NodesFailed
+    from multitune.recipes.schema import Recipe
 
     command = " ".join(["multitune", *sys.argv[1:]])
-    with scoring_progress() as progress:
-        result = execute(recipe, out, fresh=fresh, command=command, progress=progress)
+    try:
+        with scoring_progress() as progress:
+            result = execute(recipe, out, fresh=fresh, command=command, progress=progress)
+    except NodesFailed:
+        if (out / "scoreboard.parquet").exists():  # what is done can be looked at
+            _reported(out, show=not json)
+        raise
     answer: dict[str, Any] = {
         "run": result.folder,
         "done": result.done,
         "kept": result.kept,
         "seconds": round(result.seconds, 2),
-        "models": [str(path.parent) for path in sorted(result.folder.glob("steps/*/model/README.md"))],
+        "models": [str(path.parent) for path in sorted(result.folder.glob(_models(recipe)))],
     }
     if (result.folder / "scoreboard.parquet").exists():
         answer |= _reported(result.folder, show=not json)
@@ -58,19 +68,27 @@ def run_and_report(recipe: Recipe, out: Path, *, fresh: bool, json: bool) -> Non
     done = f"{len(result.done)} steps done" if result.done else "nothing to do"
     kept = f", {len(result.kept)} stood already" if result.kept else ""
     typer.echo(f"\n{done}{kept} in {result.seconds:.0f} seconds.")
-    for model in answer["models"]:
+    for model in answer["models"] if isinstance(recipe, Recipe) else []:
         typer.echo(f"model:  {model}")
+    if not isinstance(recipe, Recipe):
+        typer.echo(f"runs:   {out / 'variants'}, {len(recipe.variants)} of them")
     if "report" in answer:
         typer.echo(f"report: {answer['report']}")
+
+
+def _models(recipe: Recipe | Sweep) -> str:
+    """Return the pattern that finds the cards of a run's models."""
+    from multitune.recipes.schema import Recipe
+
+    return ("" if isinstance(recipe, Recipe) else "variants/*/") + "steps/*/model/README.md"
 
 
 def _reported(folder: Path, *, show: bool) -> dict[str, Any]:
     """Write the page, and print the tables for people."""
     from rich.console import Console
 
-    from multitune.reporting.comparison import answer, compare
     from multitune.reporting.report import write_report
-    from multitune.reporting.run_folder import read_run
+    from multitune.reporting.sweep import answer
     from multitune.reporting.terminal import tables
 
     page = write_report([folder], folder / "report.html")
@@ -79,4 +97,4 @@ def _reported(folder: Path, *, show: bool) -> dict[str, Any]:
         for table in tables([folder]):
             console.print()
             console.print(table)
-    return {"report": page, "comparisons": answer(compare([read_run(folder)]))}
+    return {"report": page, **answer([folder])}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -131,28 +131,42 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         MultituneError: rows that are refused, an empty task, a model that cannot be found.
     """
+    trained = [(node.name, node, recipe) for node in build(recipe) if isinstance(node, TrainNode)]
+    return Plan(recipe.name, *plan_nodes(trained))
+
+
+def plan_nodes(
+    trained: Iterable[tuple[str, TrainNode, Recipe]], resolved: Mapping[str, Task] | None = None
+) -> tuple[list[NodePlan], dict[str, list[tuple[str, bool]]]]:
+    """Return the plans of train nodes, and one example per task; data that several share are read once.
+
+    Args:
+        trained: (name in the plan, node, its recipe).
+        resolved: tasks that were read already, by the task as written.
+    """
     from multitune.models.pretrained import load_tokenizer, model_facts
     from multitune.tasks.prompting import resolve
 
-    facts = model_facts(recipe.model)
-    tokenizer = load_tokenizer(recipe.model)
-    resolved: dict[str, Task] = {}
-    known: dict[tuple[str, int], TaskStatistics] = {}
+    models: dict[str, tuple[ModelFacts, Any]] = {}
+    settled = dict(resolved or {})
+    known: dict[tuple[str, str, int], TaskStatistics] = {}
     nodes = []
-    for node in build(recipe):
-        if not isinstance(node, TrainNode):
-            continue
+    for label, node, recipe in trained:
+        model = recipe.model.model_dump_json()
+        if model not in models:
+            models[model] = model_facts(recipe.model), load_tokenizer(recipe.model)
+        facts, tokenizer = models[model]
         refuse_rows_longer_than(facts.max_positions, node)
         length = node.step.training.max_length
-        for name in node.tasks:
-            if name not in resolved:
-                resolved[name] = resolve(recipe.tasks[name], recipe.folder)
-            if (name, length) not in known:
-                known[name, length] = statistics(resolved[name], recipe, tokenizer, facts, length)
-        tasks = [resolved[name] for name in node.tasks]
-        nodes.append(_plan_node(node, recipe, facts, tasks, [known[name, length] for name in node.tasks]))
-    samples = {name: found.sample for (name, _), found in known.items()}
-    return Plan(recipe.name, nodes, samples)
+        keys = [recipe.tasks[name].model_dump_json() for name in node.tasks]
+        for key, name in zip(keys, node.tasks, strict=True):
+            if key not in settled:
+                settled[key] = resolve(recipe.tasks[name], recipe.folder)
+            if (key, model, length) not in known:
+                known[key, model, length] = statistics(settled[key], recipe, tokenizer, facts, length)
+        found = [known[key, model, length] for key in keys]
+        nodes.append(replace(_plan_node(node, recipe, facts, [settled[key] for key in keys], found), name=label))
+    return nodes, {found.task: found.sample for found in known.values()}
 
 
 def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, max_length: int) -> TaskStatistics:

@@ -134,7 +134,7 @@ def _comparison(runs: Sequence[Run]) -> Comparison:
     arms = tuple(dict.fromkeys(arm_of(first, node) for node in first.nodes))
     trained = [task for task in first.tasks if not is_held_out(first, task)]
     held_out = [task for task in first.tasks if is_held_out(first, task)]
-    answers = _Answers(runs)
+    answers = Answers(runs)
     tables = [
         _table(title, names, arms, runs, answers)
         for title, names in (("Training tasks", trained), ("Held-out tasks", held_out))
@@ -151,7 +151,7 @@ def is_held_out(run: Run, task: str) -> bool:
     return bool(logged) and task not in logged
 
 
-class _Answers:
+class Answers:
     """Every prediction file, read once."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -165,8 +165,16 @@ class _Answers:
             self._read[place] = read_predictions(self.runs[run], node, task)
         return self._read[place]
 
+    def of_metric(self, arm: str, task: str, value_K: Sequence[float]) -> list[list[Prediction]]:
+        """Return every run's answers where the examples' scores average to the metric; [] for other metrics
+        (macro-F1, correlations), and where answers of a run were not kept."""
+        found = [self.of(run, arm, task) for run in range(len(self.runs))]
+        means = [statistics.fmean(one.score for one in side) if side else float("inf") for side in found]
+        fits = all(abs(mean - value) <= 1e-6 for mean, value in zip(means, value_K, strict=True))
+        return found if fits else []
 
-def _table(title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], answers: _Answers) -> Table:
+
+def _table(title: str, tasks: Sequence[str], arms: tuple[str, ...], runs: Sequence[Run], answers: Answers) -> Table:
     found = [_task_row(task, arms, runs, answers) for task in tasks]
     rows = [row for row, _ in found]
     shown = tuple(arm for arm in arms if any(arm in row.scores for row in rows))
@@ -193,14 +201,14 @@ def _contrasts(run: Run, arms: Sequence[str]) -> list[Contrast]:
 
 
 def _task_row(
-    task: str, arms: Sequence[str], runs: Sequence[Run], answers: _Answers
+    task: str, arms: Sequence[str], runs: Sequence[Run], answers: Answers
 ) -> tuple[TaskRow, dict[str, list[Pair]]]:
     """Return a task's row, and per contrast the answers that its interval came from."""
     metric, split = main_metric(runs[0], task)
     values: dict[str, list[float]] = {}
     n = 0
     for arm in arms:
-        found = [_value(run, node_of(run, arm, task), task, split, metric) for run in runs]
+        found = [value_of(run, node_of(run, arm, task), task, split, metric) for run in runs]
         if all(entry is not None for entry in found):
             values[arm] = [entry[0] for entry in found if entry is not None]
             n = max(n, *(entry[1] for entry in found if entry is not None))
@@ -208,27 +216,20 @@ def _task_row(
     differences, pairs_of = {}, {}
     for contrast in _contrasts(runs[0], arms):
         if contrast.arm in values and contrast.against in values:
-            pairs = _pairs(task, contrast, values, len(runs), answers)
+            pairs = _pairs(task, contrast, values, answers)
             by_run = [a - b for a, b in zip(values[contrast.arm], values[contrast.against], strict=True)]
             differences[key(contrast)] = _difference(by_run, _interval(pairs), higher)
             pairs_of[key(contrast)] = pairs
-    row = TaskRow(task, metric, n, higher, {arm: _measured(by_run) for arm, by_run in values.items()}, differences)
+    row = TaskRow(task, metric, n, higher, {arm: measured(by_run) for arm, by_run in values.items()}, differences)
     return row, pairs_of
 
 
-def _pairs(
-    task: str, contrast: Contrast, values: Mapping[str, list[float]], runs: int, answers: _Answers
-) -> list[Pair]:
-    """Return each run's answers on both sides; [] where nothing was kept, where runs scored other examples, or where
-    the score is not the mean of the examples' scores (macro-F1, correlations)."""
-    pairs: list[Pair] = []
-    for run in range(runs):
-        before, after = answers.of(run, contrast.against, task), answers.of(run, contrast.arm, task)
-        for arm, side in ((contrast.against, before), (contrast.arm, after)):
-            if not side or abs(statistics.fmean(one.score for one in side) - values[arm][run]) > 1e-6:
-                return []
-        pairs.append((before, after))
-    return pairs if aligned_differences(pairs).size else []
+def _pairs(task: str, contrast: Contrast, values: Mapping[str, list[float]], answers: Answers) -> list[Pair]:
+    """Return each run's answers on both sides; [] where they say nothing of the metric or are on other examples."""
+    before = answers.of_metric(contrast.against, task, values[contrast.against])
+    after = answers.of_metric(contrast.arm, task, values[contrast.arm])
+    pairs: list[Pair] = list(zip(before, after, strict=True)) if before and after else []
+    return pairs if pairs and aligned_differences(pairs).size else []
 
 
 def _interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
@@ -246,7 +247,7 @@ def _mean_row(
 ) -> TaskRow:
     """Return the unweighted mean over the tasks of one metric; an arm that lacks one of the tasks is left out."""
     full = [arm for arm in arms if all(arm in row.scores for row in rows)]
-    scores = {arm: _measured(_column_means([row.scores[arm].runs for row in rows])) for arm in full}
+    scores = {arm: measured(_column_means([row.scores[arm].runs for row in rows])) for arm in full}
     differences = {}
     for name in map(key, contrasts):
         if all(name in row.differences for row in rows):
@@ -269,7 +270,8 @@ def _column_means(by_task: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.fmean(column) for column in zip(*by_task, strict=True)]
 
 
-def _measured(runs: Sequence[float]) -> Measured:
+def measured(runs: Sequence[float]) -> Measured:
+    """Return the mean over runs, with their spread where there are several."""
     spread = statistics.stdev(runs) if len(runs) > 1 else None
     return Measured(value=statistics.fmean(runs), spread=spread, runs=tuple(runs))
 
@@ -300,7 +302,8 @@ def higher_is_better(metric: str) -> bool:
         return True
 
 
-def _value(run: Run, node: str, task: str, split: str, metric: str) -> tuple[float, int] | None:
+def value_of(run: Run, node: str, task: str, split: str, metric: str) -> tuple[float, int] | None:
+    """Return a score and its number of examples; None where the node was not scored so."""
     wanted = (node, task, split, metric)
     found = [row for row in run.scores if (row["step"], row["task"], row["split"], row["metric"]) == wanted]
     return (float(found[-1]["value"]), int(found[-1]["n"])) if found else None

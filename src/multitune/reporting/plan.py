@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
+    from multitune.recipes.sweep_plan import SweepPlan
 
 SHOWN_TOKENS = 160
 
@@ -43,6 +45,33 @@ def show_plan(plan: Plan, console: Console) -> None:
     for task, tokens in plan.samples.items():
         console.print(f"\n[bold]{task}[/bold]")
         console.print(marked(tokens))
+
+
+def show_sweep_plan(plan: SweepPlan, console: Console) -> None:
+    """Print a sweep's plan: variants, what they share, every training in a line, and the first variant in full."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console.print(f"\n[bold]{escape(plan.trained.recipe)}[/bold]: {len(plan.variants)} variants", highlight=False)
+    for name in plan.variants:
+        console.print(f"  {escape(name)}", highlight=False)
+    console.print(
+        f"\n{plan.nodes} trainings and scorings in all, {plan.shared} of them shared: {plan.nodes - plan.shared} to "
+        f"do; about {duration(plan.seconds)} of training on this machine",
+        highlight=False,
+    )
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("training", overflow="fold")
+    for name in ("steps", "tokens", "memory", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for node in plan.trained.nodes:
+        tokens = short(float(sum(task.tokens for task in node.tasks)))
+        memory = f"{node.memory_bytes / 2**30:.2f} GiB"
+        table.add_row(escape(node.name), f"{node.steps:,}", tokens, memory, duration(node.seconds))
+    console.print(table)
+    console.print(f"\n[bold]The first variant, {escape(plan.variants[0])}[/bold]", highlight=False)
+    first = [replace(n, name=n.name.partition(" (")[0]) for n in plan.trained.nodes if n.name in plan.first]
+    show_plan(replace(plan.trained, nodes=first), console)
 
 
 def _step_name(node: NodePlan) -> str:

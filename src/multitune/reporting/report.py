@@ -11,8 +11,9 @@ from multitune import __version__
 from multitune.recipes.run_folder import write_whole
 from multitune.reporting import charts, facts, training_curves
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
-from multitune.reporting.run_folder import BASE, read_run
+from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
+from multitune.reporting.sweep import effects, is_sweep, read_runs, read_sweep, setting
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -23,7 +24,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write the page about some run folders and return its path.
 
-    Runs of one recipe that differ by their seed only are averaged; different recipes get a part of the page each.
+    Runs of one recipe that differ by their seed only are averaged; different recipes get a part of the page each. A
+    sweep's folder stands for its variants, and for the tables of what its axes change.
 
     Args:
         runs: at least one folder that `multitune run` has left.
@@ -32,12 +34,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         MultituneError: a folder is not a run, or the page cannot be written.
     """
-    page = render([part(comparison) for comparison in compare([read_run(run) for run in runs])])
-    write_whole(out, page)
+    sweeps = [read_sweep(run) for run in runs if is_sweep(run)]
+    settings = {run.folder: setting(values) for sweep in sweeps for values, run in sweep.runs}
+    comparisons = compare(read_runs(runs))
+    parts = [part(comparison, settings.get(comparison.runs[0].folder, "")) for comparison in comparisons]
+    write_whole(out, render(parts, [{"runs": sweep, "tables": effects(sweep)} for sweep in sweeps]))
     return out
 
 
-def render(parts: Sequence[dict[str, Any]]) -> str:
+def render(parts: Sequence[dict[str, Any]], sweeps: Sequence[dict[str, Any]] = ()) -> str:
     """Return the page's HTML; everything that comes from data is escaped by the template engine."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -50,13 +55,14 @@ def render(parts: Sequence[dict[str, Any]]) -> str:
     )
     environment.filters |= {"score": score_text, "signed": signed_text, "duration": facts.duration, "key": key}
     environment.filters["breakable"] = breakable
-    return environment.get_template("report.html").render(parts=parts, version=__version__, base=BASE)
+    return environment.get_template("report.html").render(parts=parts, sweeps=sweeps, version=__version__, base=BASE)
 
 
-def part(comparison: Comparison) -> dict[str, Any]:
-    """Return what the page tells about one recipe."""
+def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
+    """Return what the page tells about one recipe; of a sweep's variants at one setting of its axes."""
     runs = list(comparison.runs)
     return {
+        "title": f"{comparison.name}: {setting}" if setting else comparison.name,
         "comparison": comparison,
         "headlines": [headline(table) for table in comparison.tables],
         "tables": [(table, whiskers(table)) for table in comparison.tables],

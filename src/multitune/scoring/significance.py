@@ -31,6 +31,7 @@ class PairedDifference:
         low, high: 95 % bounds.
         aligned: examples compared; before_only, after_only: examples left out because the other list lacks them.
         seeds: pairs of lists compared.
+        p: two-sided: twice the share of the resampled means on the other side of zero than most, at most 1.
     """
 
     difference: float
@@ -40,6 +41,7 @@ class PairedDifference:
     before_only: int
     after_only: int
     seeds: int = 1
+    p: float = 1.0
 
 
 def paired_difference(
@@ -83,7 +85,10 @@ def paired_difference_over_seeds(
     difference_Kn = np.array(
         [[after[key] - before[key] for key in keys] for before, after in zip(befores, afters, strict=True)]
     )
-    low, high = np.percentile(_resampled_means(difference_Kn, seed, resamples), TAILS)
+    mean_R = _resampled_means(difference_Kn, seed, resamples)
+    low, high = np.percentile(mean_R, TAILS)
+    # one is added on either side, as if the data themselves were a resample: no p-value is 0 (Davison & Hinkley 1997)
+    tail = 1 + min(int((mean_R <= 0).sum()), int((mean_R >= 0).sum()))
     return PairedDifference(
         difference=float(difference_Kn.mean()),
         low=float(low),
@@ -92,6 +97,7 @@ def paired_difference_over_seeds(
         before_only=len(set().union(*befores) - common),
         after_only=len(set().union(*afters) - common),
         seeds=len(pairs),
+        p=min(1.0, 2 * tail / (1 + len(mean_R))),
     )
 
 
