@@ -93,5 +93,5 @@ def test_a_claim_that_counts_seeds_is_decided_by_its_count():
 
 
 def test_rules_in_words():
-    assert claim(0.25, Count(4, 5)).rule == "at least 0.25 in at least 4 of 5 seeds"
-    assert claim(0.95).rule == "at least 0.95 over the whole 95 % interval"
+    assert claim(0.25, Count(4, 5)).rule == "at least 0.25 in 4 of 5 seeds"
+    assert claim(0.95).rule == "at least 0.95 in the whole interval"

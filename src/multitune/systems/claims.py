@@ -26,7 +26,7 @@ class Count:
     of: int
 
     def __str__(self) -> str:
-        return f"in at least {self.least} of {self.of} seeds"
+        return f"in {self.least} of {self.of} seeds"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Claim:
     @property
     def rule(self) -> str:
         """What has to hold, in words."""
-        return f"at least {self.threshold:g} {self.count or 'over the whole 95 % interval'}"
+        return f"at least {self.threshold:g} {self.count or 'in the whole interval'}"
 
 
 @dataclass(frozen=True)

@@ -351,6 +351,8 @@ FULL_CLAIMS = (
     ),
 )
 
+LOSS_TOLD = "nll is the loss on held-out rows, in nats per token of the answer."
+
 SYSTEM = System(
     20,
     "MFTCoder",
@@ -405,6 +407,12 @@ steps:
                 ARMS,
                 CLAIMS,
                 run_small,
+                (
+                    LOSS_TOLD,
+                    "accuracy is the share of held-out answers that are written exactly, greedily.",
+                    "slope_turned is the first reading's step at which CoBa's slope of the last task's validation loss "
+                    "is positive, and weight_after that task's mean weight from there on.",
+                ),
             ),
             "full": Scale(
                 "Tunes Qwen2.5-Coder-1.5B in 4 bits with LoRA on Evol-instruction-66k, CodeExercise-Python-27k and "
@@ -413,6 +421,7 @@ steps:
                 FULL_ARMS,
                 FULL_CLAIMS,
                 run_full,
+                (LOSS_TOLD,),
                 seeds=3,
                 needs_gpu=True,
             ),

@@ -87,7 +87,7 @@ def system_page(system: System, figures: dict[str, str] | None = None) -> str:
     lines += _how_to_run(system, account)
     for scale in account.scales:
         if result := committed_result(system, scale):
-            lines += _arms(result)
+            lines += _arms(result, account.scales[scale])
     return "\n".join(lines)
 
 
@@ -98,18 +98,19 @@ def _list(title: str, sentences: Sequence[str]) -> list[str]:
 def _verdicts(result: dict[str, Any], figure: str | None) -> list[str]:
     lines = [f"## Verdicts, {result['scale']} scale", ""]
     for claim in result["claims"]:
-        lines.append(f"- **{claim['key']}: {claim['verdict']}.** {claim['statement']}")
+        lines.append(f"- **{claim['key']}: {claim['verdict']}.** {claim['statement']} *Effect: {claim['measure']}.*")
     if figure:
         lines += ["", f"![Effects of all claims, with their intervals, against their thresholds]({figure})"]
     lines += [
         "",
-        "| claim | effect | asked for | mean | 95 % interval | seeds that reach it | verdict |",
-        "|---|---|---|---:|---|---:|---|",
+        "| claim | asked for | mean | 95 % interval | every seed | verdict |",
+        "|---|---|---:|---|---|---|",
     ]
     for claim in result["claims"]:
+        effects = ", ".join(number(effect) for effect in claim["effects"])
         lines.append(
-            f"| {claim['key']} | {claim['measure']} | {claim['rule']} | {number(claim['mean'])} | {interval(claim)} |"
-            f" {claim['met']} of {len(result['seeds'])} | {claim['verdict']} |"
+            f"| {claim['key']} | {claim['rule']} | {number(claim['mean'])} | {interval(claim)} | {effects} |"
+            f" {claim['verdict']} |"
         )
     return [*lines, "", _measured_by(result), ""]
 
@@ -161,32 +162,46 @@ def _claims_of(name: str, scale: Scale) -> Iterator[str]:
     yield ""
 
 
-def _arms(result: dict[str, Any]) -> Iterator[str]:
+def _arms(result: dict[str, Any], scale: Scale) -> Iterator[str]:
     yield f"## All arms, {result['scale']} scale"
     yield ""
-    yield "Mean over the seeds, and the lowest and highest seed."
+    yield from (f"- **{arm['name']}**: {arm['told']}; {_mean(arm['seconds']):.0f} seconds" for arm in result["arms"])
     yield ""
-    for metric, arms in _by_metric(result).items():
-        yield f"**{metric}**"
+    yield " ".join([*scale.measures, "Mean over the seeds, and in brackets the lowest and the highest seed."])
+    for title, metrics in _groups(result).items():
         yield ""
-        yield "| arm | what it is | mean | lowest | highest |"
-        yield "|---|---|---:|---:|---:|"
-        for arm, values in arms:
-            known = [value for value in values if value is not None]
-            told = [math.fsum(known) / len(known), min(known), max(known)] if known else [None] * 3
-            yield f"| {arm['name']} | {arm['told']} | {' | '.join(number(value) for value in told)} |"
-        yield ""
+        yield f"| {title} | {' | '.join(metric.rpartition('/')[2] for metric in metrics)} |"
+        yield f"|---|{'---:|' * len(metrics)}"
+        for arm in result["arms"]:
+            if any(metric in arm["metrics"] for metric in metrics):
+                cells = " | ".join(_cell(arm["metrics"].get(metric, ())) for metric in metrics)
+                yield f"| {arm['name']} | {cells} |"
+    yield ""
 
 
-def _by_metric(result: dict[str, Any]) -> dict[str, list[tuple[dict[str, Any], list[float | None]]]]:
-    """Return metric -> the arms that have it, with their values over the seeds."""
-    found: dict[str, list[tuple[dict[str, Any], list[float | None]]]] = {}
+def _groups(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the metrics by what stands before their "/" ("arm" where there is none): one table each."""
+    groups: dict[str, list[str]] = {}
     for arm in result["arms"]:
-        for metric, values in arm["metrics"].items():
-            found.setdefault(metric, []).append((arm, values))
-    return found
+        for metric in arm["metrics"]:
+            group = groups.setdefault(metric.rpartition("/")[0] or "arm", [])
+            if metric not in group:
+                group.append(metric)
+    return groups
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Return mean and range of the seeds that have a value."""
+    known = [value for value in values if value is not None]
+    return f"{number(_mean(known))} ({number(min(known))} to {number(max(known))})" if known else "-"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def number(value: float | None) -> str:
-    """Return a number to three decimals, "-" where there is none."""
-    return "-" if value is None else f"{value:.3f}"
+    """Return a number to three decimals, a large one without, "-" where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3f}"

@@ -37,6 +37,7 @@ class Scale:
         arms: in the order in which they run.
         claims: in the order in which they are told.
         run: runs one arm with one seed.
+        measures: what the metrics are, one sentence each.
         seeds: so many are run when nobody says otherwise.
         needs_gpu: refused on a machine without one.
     """
@@ -45,6 +46,7 @@ class Scale:
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
     run: Run
+    measures: tuple[str, ...] = ()
     seeds: int = 5
     needs_gpu: bool = False
 
