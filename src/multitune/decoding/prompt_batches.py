@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multitune.models.packed import is_prompt_learning, without_adapters
+from multitune.models.positions import usable_positions
 
 logger = logging.getLogger("multitune.decoding")
 
@@ -22,10 +22,7 @@ UNLIMITED = 1 << 30  # positions of models that have no limit (relative position
 
 def context_length(model: nn.Module) -> int:
     """Return how many tokens fit the model's positions, virtual tokens of an adapter taken off."""
-    plain: Any = without_adapters(model)
-    adapter: Any = model.active_peft_config if is_prompt_learning(model) else None
-    positions = getattr(plain.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
-    return positions - (adapter.num_virtual_tokens if adapter is not None else 0)
+    return usable_positions(model) or UNLIMITED
 
 
 def fit_prompts(

@@ -139,14 +139,6 @@ class MultiTaskEncoder(nn.Module):
         """Of the encoder's weights."""
         return self.encoder.dtype
 
-    def gradient_checkpointing_enable(self, **arguments: Any) -> None:
-        """Recompute the encoder's activations in the backward pass."""
-        self.encoder.gradient_checkpointing_enable(**arguments)
-
-    def enable_input_require_grads(self) -> None:
-        """Let gradients reach adapters below frozen embeddings when activations are recomputed."""
-        self.encoder.enable_input_require_grads()
-
 
 def head_losses(model: MultiTaskEncoder, batch: Mapping[str, Tensor]) -> Tensor:
     """Return cross-entropy (label) or squared error (regress) of every row that is not padding: float32 [n].

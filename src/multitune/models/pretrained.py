@@ -19,6 +19,7 @@ import torch
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.location import PACKAGED, resolve
+from multitune.models.positions import usable_positions
 from multitune.tasks.task import Form, Task
 
 logger = logging.getLogger("multitune.models")
@@ -54,6 +55,7 @@ class ModelFacts:
         config: the question.
         location: folder or hub id that is loaded.
         architecture: class of the transformers model.
+        family: ``model_type`` of its config.
         form: causal, seq2seq or encoder (heads are not counted).
         parameters: number of weights; tied ones count once.
         dtype: of the weights in memory, on the device that would be chosen here.
@@ -67,6 +69,7 @@ class ModelFacts:
     config: ModelConfig
     location: str
     architecture: str
+    family: str
     form: Form
     parameters: int
     dtype: str
@@ -94,12 +97,13 @@ def model_facts(config: ModelConfig) -> ModelFacts:
         config=config,
         location=location,
         architecture=type(model).__name__,
+        family=model.config.model_type,
         form=form,
         parameters=parameters,
         dtype=str(dtype).removeprefix("torch."),
         bytes=round(parameters * width),
         vocabulary=text.vocab_size,
-        max_positions=getattr(text, "max_position_embeddings", None),
+        max_positions=usable_positions(model),
         hidden_size=text.hidden_size,
         layers=decoder_layers or text.num_hidden_layers,
     )

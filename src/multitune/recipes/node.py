@@ -110,14 +110,14 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
 
     from multitune.adaptation.adapting import adapt
     from multitune.models.loading import save_backbone
+    from multitune.models.positions import usable_positions
     from multitune.training.train import train
 
     step, seed = node.step, opened.recipe.seed
     set_seed(seed)
     tasks = opened.tasks(node.tasks)
     backbone = _backbone(opened.recipe, model, tasks)
-    text = backbone.model.config.get_text_config()
-    refuse_rows_longer_than(getattr(text, "max_position_embeddings", None), node)
+    refuse_rows_longer_than(usable_positions(backbone.model), node)
     if backbone.form == "encoder" and node.model != BASE:
         backbone = _with_heads_first(backbone, tasks, seed)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]

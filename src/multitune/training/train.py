@@ -233,7 +233,7 @@ def training_arguments(
             f"Use a multiple of {config.rows_per_forward * processes}, or a smaller micro_batch_size.",
         )
     available = math.ceil(len(batches) / (accumulation * processes))
-    steps = min(config.steps or available, available)
+    steps = config.steps or available
     precision = _precision(config, on_gpu)
     learning_rate = config.learning_rate or (2e-5 if _trains_everything(backbone) else 2e-4)
     logger.info(
@@ -300,9 +300,7 @@ def _trains_everything(backbone: Backbone) -> bool:
 def _prepare(backbone: Backbone, config: TrainingConfig) -> None:
     """Switch on what belongs to the backbone itself: gradient checkpointing and Liger kernels."""
     if config.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if hasattr(backbone.model, "enable_input_require_grads"):
-            backbone.model.enable_input_require_grads()
+        recompute_activations(getattr(backbone.model, "encoder", backbone.model) if backbone.form == "encoder" else backbone.model)
     if config.liger == "auto" and torch.cuda.is_available():
         from transformers.utils import is_liger_kernel_available
 
