@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from multitune.adaptation import METHODS, AdaptationConfig, adapt
 from multitune.adaptation.methods import NOT_OFFERED
@@ -15,6 +15,7 @@ from multitune.models.config import ModelConfig
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone, save_backbone
 from multitune.models.packed import check_packing, packing_route
+from tests.small_llama import small_llama
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -24,6 +25,13 @@ pytestmark = [
 ]
 
 VOCABULARY = 61
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": 2,
+}
 FITTED: dict[str, dict[str, object]] = {
     # peft's default sizes need a wider model than 32
     "adaption_prompt": {"adapter_layers": 2},
@@ -59,26 +67,9 @@ class Tokens:
         """Write nothing."""
 
 
-def small_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    small_llama().save_pretrained(tmp_path / "base")
+    small_llama(VOCABULARY, **SIZES).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 

@@ -12,13 +12,17 @@ from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.models.packed import (
     ROUTES,
+    UNPACKED_METHODS,
     block_causal_mask,
     check_packing,
+    known_route,
     packed_forward_inputs,
     packing_error,
     packing_leak,
     packing_route,
+    packs,
 )
+from multitune.models.pretrained import peft_warnings_logged
 
 EXACT = ["llama", "qwen2", "qwen3", "gpt2", "opt", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"]
 EXAMPLES = [torch.tensor([11, 12, 13, 14, 15]), torch.tensor([21, 22]), torch.tensor([31, 32, 33])]
@@ -184,3 +188,42 @@ def test_flash_attention_gets_the_rows_as_one_with_their_lengths(make_model: Cal
     assert inputs["input_ids"].shape == (1, 12)
     assert inputs["cu_seq_lens_q"].tolist() == [0, 5, 7, 10, 12]
     assert inputs["max_length_q"] == 5
+
+
+def test_what_names_tell_of_the_route_is_what_the_adapted_model_takes(make_model: Callable[..., Any]) -> None:
+    from peft import LilyConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    adapters = {
+        "lora": LoraConfig(task_type="CAUSAL_LM"),
+        "lily": LilyConfig(task_type="CAUSAL_LM", target_modules="all-linear"),
+        "prefix_tuning": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        "prompt_tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    }
+    for family in ("llama", "opt", "bloom"):
+        assert known_route(family, "full", flash=False) == packing_route(make_model(family))
+    for method, config in adapters.items():
+        with peft_warnings_logged():
+            adapted = get_peft_model(make_model("llama"), config)
+        assert known_route("llama", method, flash=False) == packing_route(adapted)
+    assert known_route("opt", "lora", flash=True) == "unpacked"
+    assert known_route("a_family_of_next_year", "lora", flash=False) is None
+
+
+def test_every_prompt_learning_method_of_peft_trains_unpacked() -> None:
+    from peft.config import PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    learning = {
+        kind.value.lower()
+        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if issubclass(config, PromptLearningConfig)
+    }
+    assert learning | {"lily"} == set(UNPACKED_METHODS)
+
+
+def test_only_causal_rows_of_a_route_are_packed() -> None:
+    assert packs("causal", "auto", "mask", "A") and packs("causal", "always", None, "A")
+    assert not packs("causal", "never", "positions", "A")
+    assert not packs("causal", "auto", "unpacked", "A") and not packs("encoder", "auto", "positions", "A")
+    with pytest.raises(MultituneError, match="A cannot train on packed rows"):
+        packs("seq2seq", "always", None, "A")

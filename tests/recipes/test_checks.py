@@ -24,6 +24,22 @@ def train_step(**settings):
         ),
         (lambda r: r["steps"]["joint"]["training"].update(report_to=["wandb"]), "wandb is not installed", "report_to"),
         (
+            lambda r: (
+                r["tasks"]["sign"].update(weight=2.0)
+                or r["steps"]["joint"]["training"].update(aggregation="sample_mean")
+            ),
+            "The weight of 'sign' has no effect with the aggregation sample_mean",
+            "tasks.sign.weight",
+        ),
+        (
+            lambda r: (
+                r["steps"]["joint"].update(adapt="prefix_tuning")
+                or r["steps"]["joint"]["training"].update(gradient_checkpointing=True)
+            ),
+            "prefix_tuning gives the layers a cache",
+            "steps.joint.training.gradient_checkpointing",
+        ),
+        (
             lambda r: r["steps"].update(dev={"do": "score", "split": "validation"}),
             "None of the tasks of 'dev' has validation rows",
             "steps.dev",

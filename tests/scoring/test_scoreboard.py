@@ -1,11 +1,10 @@
-"""The Scoreboard keeps one row per key, survives its file, and prints gains and losses."""
+"""The Scoreboard keeps one row per key and survives its file."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from rich.console import Console
 
 from multitune.errors import MultituneError
 from multitune.scoring.score import TaskScore
@@ -23,13 +22,6 @@ def row(step: str, task: str = "sst2", metric: str = "accuracy", value: float = 
         "seed": 0,
     }
     return {"step": step, "task": task, "metric": metric, "value": value, **rest, **changes}
-
-
-def printed(table) -> str:
-    console = Console(width=200, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -96,18 +88,3 @@ def test_scores_become_one_row_per_metric():
         ("macro_f1", 0.4, 0.2, 0.6, 40),
     ]
     assert Scoreboard(rows).rows == rows
-
-
-def test_the_table_shows_before_after_and_the_difference():
-    board = Scoreboard([row("base"), row("joint", value=0.75), row("base", seed=1, value=0.7), row("alone", "stsb")])
-    lines = printed(board.to_table("base", ["joint"])).splitlines()
-    (line,) = [line for line in lines if "sst2" in line]
-    assert "0.600" in line and "0.750" in line and "+0.150" in line  # the base's two seeds are averaged
-    assert not any("stsb" in line for line in lines)
-
-
-def test_a_score_that_is_absent_is_a_dash():
-    board = Scoreboard([row("base"), row("joint", "stsb", "accuracy", 0.25, split="validation")])
-    table = printed(board.to_table("base", ["alone", "joint"]))
-    (line,) = [line for line in table.splitlines() if "stsb" in line]
-    assert "accuracy (validation)" in line and "-" in line and "0.250" in line

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from multitune.mixing.tokens import tokenise
 from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.tasks.task import Source, Task
+from tests.small_llama import small_llama
 
 WORDS = ["<pad>", "<eos>", *(f"a{i}" for i in range(20)), *(f"b{i}" for i in range(20)), *"pqrstu"]
 
@@ -26,21 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(dropout: float = 0.0) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        attention_dropout=dropout,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+    return small_llama(len(WORDS), max_position_embeddings=64, attention_dropout=dropout)
 
 
 @pytest.fixture
@@ -60,7 +46,7 @@ def validation(tokenizer, tmp_path_factory):
     return make_tables(tokenizer, tmp_path_factory.mktemp("validation"), {"a": 7, "b": 3})
 
 
-def make_tables(tokenizer, folder: Path, sizes: dict[str, int]):
+def make_tables(tokenizer, folder: Path, sizes: dict[str, int], form: str = "causal"):
     tables = []
     for name, rows in sizes.items():
         lines = [
@@ -70,13 +56,12 @@ def make_tables(tokenizer, folder: Path, sizes: dict[str, int]):
             }
             for i in range(rows)
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        task = Task(
-            name=name,
-            train=Source(path=f"{name}.jsonl"),
-            kind="generate",
-            prompt="{{ input }}",
-            target="{{ target }}",
-        )
-        tables.append(tokenise(task, "train", tokenizer, "causal", folder, max_length=32, cache=folder / "cache"))
+        task = write_task(folder, name, lines, kind="generate")
+        tables.append(tokenise(task, "train", tokenizer, form, folder, max_length=32, cache=folder / "cache"))
     return tables
+
+
+def write_task(folder: Path, name: str, lines: list[dict], **settings) -> Task:
+    """Write rows with input and target as JSON lines and return their task."""
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Task(name=name, train=Source(path=f"{name}.jsonl"), prompt="{{ input }}", target="{{ target }}", **settings)

@@ -13,13 +13,14 @@ from transformers import TrainerCallback
 
 from multitune.errors import MultituneError
 from multitune.mixing.policies import Proportional
+from multitune.mixing.tokens import tokenise
 from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.objectives.aggregation import AGGREGATIONS
 from multitune.training import train as training
 from multitune.training.config import TrainingConfig
 from multitune.training.interrupts import Interrupted
-from tests.training.conftest import make_model
+from tests.training.conftest import make_model, write_task
 
 SETTINGS = {"steps": 6, "batch_size": 4, "max_length": 32, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2}
 
@@ -173,6 +174,18 @@ def test_a_task_of_weight_zero_gives_no_gradient(tmp_path, tables, tokenizer):
         only_b["model.embed_tokens.weight"][words_of_a],
         make_model().state_dict()["model.embed_tokens.weight"][words_of_a],
     )
+
+
+def test_the_steps_asked_for_are_reached_where_few_rows_hold_most_tokens(tmp_path, tokenizer):
+    lines = [{"input": "p", "target": "a0 " * (2000 if i % 500 == 0 else 1)} for i in range(3000)]
+    task = write_task(tmp_path, "a", lines, kind="generate")
+    table = tokenise(task, "train", tokenizer, "causal", tmp_path, max_length=2048, cache=tmp_path / "cache")
+    backbone = Backbone(make_model(), tokenizer, "causal", ModelConfig(name="toy"), ())
+    for seed in range(8):
+        for steps in (2, 4, 6):
+            config = TrainingConfig(steps=steps, batch_size=1, max_length=2048)
+            batches = training.make_batches(backbone, [table], Proportional(), config, seed)
+            assert len(batches) >= steps
 
 
 def test_nothing_to_train_is_refused(tmp_path, tables, tokenizer):

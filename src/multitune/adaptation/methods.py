@@ -71,6 +71,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Options without which a method has no meaning, and for which no default could be right."""
 
+CACHED_PREFIX = ("cartridge", "prefix_tuning")
+"""Methods whose learned keys and values come to every layer as a cache, which a layer computed twice cannot have."""
+
 NOT_OFFERED: dict[str, str] = {
     "multitask_prompt_tuning": "it needs the task's id at inference, which held-out tasks do not have",
     "poly": "it needs the task's id at inference, which held-out tasks do not have",

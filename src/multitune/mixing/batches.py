@@ -212,13 +212,19 @@ class TrainingBatches(PlannedBatches):
             widths_N = self._width(self.lengths_N) + (self._width(self._label_N) if form == "seq2seq" else 0)
             groups = plan_groups(widths_N, micro_batch_size, seed, rows_per_step)
             self.plan(Rows(groups.examples, np.arange(len(groups.examples) + 1)), groups.offsets)
+        self._counted = 0, np.zeros(len(tables), dtype=np.int64)
         self.fill = float(tokens_N.sum() / self._positions())
         self.labelled_share = float(self._label_N.sum() / tokens_N.sum())
 
     def repeats_at(self, index: int) -> dict[str, float]:
         """Times that each task's rows have been seen on average when micro-batch ``index`` is done."""
-        seen = self._rows.examples[: self._rows.offsets[self._edges_M[index + 1]]]
-        count_T = np.bincount(self._task_N[seen], minlength=len(self.tables))
+        end = int(self._rows.offsets[self._edges_M[index + 1]])
+        counted, count_T = self._counted
+        if end < counted:
+            counted, count_T = 0, np.zeros_like(count_T)
+        new = self._task_N[self._rows.examples[counted:end]]  # a log asks in order: only what came since is counted
+        count_T = count_T + np.bincount(new, minlength=len(self.tables))
+        self._counted = end, count_T
         return dict(zip(self.mixture.names, (count_T / self.mixture.rows_T).tolist(), strict=True))
 
     def _positions(self) -> int:

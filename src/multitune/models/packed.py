@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multitune.errors import MultituneError
+from multitune.tasks.task import Form
 
 logger = logging.getLogger("multitune.models")
 
@@ -62,11 +63,19 @@ ROUTES: dict[str, Route] = {
 TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of a logit, packed against alone, in standard deviations of the logits.
 
-Rounding alone gives about 1e-5, 5e-3 and 4e-2; what leaks is caught by `packing_leak`, which rounding does not touch.
+Rounding alone gives 3e-6 to 5e-6 (tiny; GPT-2, OPT, Llama, Qwen2 and Gemma 2 of real widths), 5e-3 and 4e-2; what leaks
+is caught by `packing_leak`, which rounding does not touch.
 """
 
 LEAK_TOLERANCE = 0.1
 """Share of TOLERANCE that replacing a neighbour may change: nothing but the order of sums in a few kernels."""
+
+UNPACKED_METHODS = (
+    "cartridge", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning",
+    "lily",
+)  # fmt: skip
+"""Methods of peft under which nothing keeps packed examples apart: virtual tokens stand before the row, not before each
+example; and Lily (in peft 0.21) weighs its experts by a mean over all tokens of the batch."""
 
 _PROBE_LENGTHS = (7, 4, 9)
 _PROBED: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
@@ -75,15 +84,6 @@ _PROBED: WeakKeyDictionary[nn.Module, Route] = WeakKeyDictionary()
 def without_adapters(model: Any) -> Any:
     """Return the transformers model inside a PeftModel (its layers still hold the adapters), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _mixes_examples(model: Any) -> bool:
-    """Tell whether an adapter lets the examples of a batch act on one another.
-
-    Lily (in peft 0.21) weighs its experts by a mean over all tokens of the batch.
-    """
-    config = getattr(model, "active_peft_config", None)
-    return config is not None and config.peft_type.value == "LILY"
 
 
 def is_prompt_learning(model: nn.Module) -> bool:
@@ -101,13 +101,51 @@ def packing_route(model: nn.Module) -> Route:
     """
     plain = without_adapters(model)
     config = getattr(plain, "config", None)
-    if config is None or config.is_encoder_decoder or is_prompt_learning(model) or _mixes_examples(model):
+    if config is None or config.is_encoder_decoder:
         return "unpacked"
-    route = ROUTES.get(config.model_type) or _PROBED.get(plain)
+    adapter = getattr(model, "active_peft_config", None)
+    method = adapter.peft_type.value.lower() if adapter is not None else "full"
+    route = known_route(config.model_type, method, flash=_uses_flash_attention(plain)) or _PROBED.get(plain)
     if route is None:
         route = _PROBED[plain] = _probe(model)
         logger.info("%s is not in the table of packing routes; probing it gave '%s'", config.model_type, route)
     return "unpacked" if route == "mask" and _uses_flash_attention(plain) else route
+
+
+def known_route(family: str, method: str, *, flash: bool) -> Route | None:
+    """Return the route of a causal model as far as names tell it; None where only its weights do, by probing.
+
+    Args:
+        family: ``model_type`` of the transformers config.
+        method: ``full``, or peft's name of the adapter in lower case.
+        flash: whether it runs on flash attention, which takes no mask.
+    """
+    if method in UNPACKED_METHODS:
+        return "unpacked"
+    route = ROUTES.get(family)
+    return "unpacked" if route == "mask" and flash else route
+
+
+def packs(form: Form, pack: Literal["auto", "always", "never"], route: Route | None, architecture: str) -> bool:
+    """Decide whether a training's rows hold several examples; the plan and the training both ask here.
+
+    Args:
+        form: of the backbone; only causal rows are packed.
+        pack: as in the recipe.
+        route: of the model; None (not known before the weights are) counts as one that can.
+        architecture: named in the error.
+
+    Raises:
+        MultituneError: packed rows are asked for, and the model cannot have them.
+    """
+    can = form == "causal" and route != "unpacked"
+    if pack == "always" and not can:
+        raise MultituneError(
+            f"{architecture} cannot train on packed rows exactly as it is adapted here.",
+            "training.pack",
+            "Set training.pack to auto or never.",
+        )
+    return can and pack != "never"
 
 
 def packed_forward_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:

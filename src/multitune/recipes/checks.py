@@ -7,6 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from multitune.adaptation.methods import CACHED_PREFIX
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
 from multitune.recipes.graph import build
@@ -18,6 +19,7 @@ from multitune.tasks.sources import source_files
 from multitune.tasks.synthetic import HELD_OUT_SKILLS, SKILLS
 from multitune.tasks.task import Source, Split, Task
 from multitune.tasks.templates import compile_template
+from multitune.training.config import WITHOUT_WEIGHTS
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -153,6 +155,15 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
                 f"Use some of: {', '.join(named)}.",
             )
     yield from _check_validation(step, named, recipe, document, (*key, "training"))
+    if step.training.aggregation in WITHOUT_WEIGHTS and step.tasks != "each":
+        for task in named:
+            if task in recipe.tasks and recipe.tasks[task].weight != 1.0:
+                yield MultituneError(
+                    f"The weight of '{task}' has no effect with the aggregation {step.training.aggregation} of "
+                    f"the step '{name}'.",
+                    document.where(("tasks", task, "weight")),
+                    "Take it out, or use a task mean.",
+                )
     if step.tasks != "each":
         yield from _caught(partial(check_names, step.mixture, named), document, (*key, "mixture"))
     yield from _check_adaptation(step, recipe, document, (*key, "adapt"))
@@ -192,6 +203,12 @@ def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: 
             "Quantised weights cannot train.",
             document.where(key),
             "Choose an adapter (adapt: lora), or remove model.quantize.",
+        )
+    if step.training.gradient_checkpointing and step.adapt.method in CACHED_PREFIX:
+        yield MultituneError(
+            f"The method {step.adapt.method} gives the layers a cache, which gradient checkpointing does not allow.",
+            document.where((*key[:-1], "training", "gradient_checkpointing")),
+            "Take it out, or choose prompt_tuning or lora.",
         )
 
 

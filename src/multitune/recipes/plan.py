@@ -218,8 +218,30 @@ def _sample(examples: Iterator[Prompted]) -> tuple[int, list[Prompted]]:
 
 def _shown(ids: Sequence[int], labels: Sequence[int], tokenizer: Any, form: str) -> list[tuple[str, bool]]:
     if form == "causal":
-        return [(tokenizer.decode([i]), label != -100) for i, label in zip(ids, labels, strict=True)]
-    return [*((tokenizer.decode([i]), False) for i in ids), *((tokenizer.decode([i]), True) for i in labels)]
+        return [(text, label != -100) for text, label in zip(_pieces(ids, tokenizer), labels, strict=True)]
+    inputs, targets = _pieces(ids, tokenizer), _pieces(labels, tokenizer)
+    return [*((text, False) for text in inputs), *((text, True) for text in targets)]
+
+
+def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Return the text of every token, such that the pieces in a row read as the whole does.
+
+    SentencePiece drops the space of a first word, WordPiece joins what has no space before it, and a byte-level token
+    may hold part of a character: a token is read together with the one before it, and a character goes to the token
+    that completes it.
+    """
+    pieces: list[str] = []
+    start, told = 0, 0  # the window's first token, and the first whose text is still to come
+    for end in range(1, len(ids) + 1):
+        before, text = (
+            tokenizer.decode(list(ids[start:stop]), clean_up_tokenization_spaces=False) for stop in (told, end)
+        )
+        if text.endswith("\ufffd") and end < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(text[len(before) :])
+        start, told = told, end
+    return pieces
 
 
 def _plan_node(
@@ -263,7 +285,7 @@ def _plan_node(
         memory_bytes=forecast_memory(facts, trainable, config.rows_per_forward * config.max_length),
         seconds=forecast_seconds(facts, trainable, positions),
         tasks=in_plan,
-        warnings=list(_warnings(in_plan)),
+        warnings=[*simulation.warnings, *_warnings(in_plan)],
     )
 
 
@@ -274,6 +296,7 @@ class _Simulation:
     fill: float
     positions: int
     effective_T: np.ndarray
+    warnings: list[str]
 
 
 def _simulate(
@@ -284,11 +307,15 @@ def _simulate(
 
     from multitune.mixing.mixture import Mixture
     from multitune.mixing.packing import plan_groups, plan_packing
+    from multitune.models.packed import known_route
+    from multitune.models.packed import packs as packs_rows
 
     config = node.step.training
     rows = {s.task: s.rows for s in found}
     lengths = [s.lengths for s in found]
-    packs = facts.form == "causal" and config.pack != "never"
+    flash = "flash" in (recipe.model.attn_implementation or "")
+    route = known_route(facts.family, node.step.adapt.method, flash=flash)
+    packs = packs_rows(facts.form, config.pack, route, facts.architecture)
     total = examples_drawn(node, rows, [float(length_R.mean()) for length_R in lengths], packs)
     mixture = Mixture(rows, node.step.mixture, recipe.seed, total=total)
     seen = min(total, SIMULATED * config.batch_size * (max(1, config.max_length // 16) if packs else 1))
@@ -320,7 +347,10 @@ def _simulate(
         if config.steps is None
         else int(positions / (row_count / config.batch_size) * steps)
     )
-    return _Simulation(mixture.plan(mean_tokens), steps, float(length_N.sum() / positions), whole, effective_T)
+    unsure = [f"Whether {facts.architecture} can be packed is found out when training starts; counted as packed."]
+    warnings = unsure if packs and route is None else []
+    fill = float(length_N.sum() / positions)
+    return _Simulation(mixture.plan(mean_tokens), steps, fill, whole, effective_T, warnings)
 
 
 def examples_drawn(node: TrainNode, rows: dict[str, int], mean_lengths: Sequence[float], packs: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ from multitune.errors import MultituneError
 
 if TYPE_CHECKING:
     import pyarrow
-    from rich.table import Table
 
     from multitune.scoring.score import TaskScore
 
@@ -82,46 +81,6 @@ class Scoreboard:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def to_table(self, before: str, after: Sequence[str], title: str = "") -> Table:
-        """Return a printable table: per task and metric the score before, after each step, and the last difference.
-
-        Args:
-            before: the step whose scores come first, as in the column ``step``.
-            after: the steps to compare with it, at least one. Several rows of one step, task, split and metric (seeds,
-                runs) are averaged.
-        """
-        from rich.table import Table
-
-        table = Table(title=title or None)
-        for name in ("task", "metric"):
-            table.add_column(name)
-        for name in ("n", before, *after, "difference"):
-            table.add_column(name, justify="right")
-        for (task, split, metric), by_step in self._by_measure().items():
-            shown = [by_step.get(step) for step in (before, *after)]
-            if all(value is None for value in shown):
-                continue
-            name = metric if split == "test" else f"{metric} ({split})"
-            cells = ["-" if value is None else f"{value:.3f}" for value in shown]
-            n = self._examples(task, split, metric)
-            table.add_row(task, name, str(n), *cells, _difference(metric, shown[0], shown[-1]))
-        return table
-
-    def _by_measure(self) -> dict[tuple[str, str, str], dict[str, float]]:
-        """Return per (task, split, metric) the mean value of every step."""
-        values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-        for row in self._rows.values():
-            measure = (row["task"], row["split"], row["metric"])
-            values.setdefault(measure, {}).setdefault(row["step"], []).append(row["value"])
-        return {
-            measure: {step: sum(found) / len(found) for step, found in by_step.items()}
-            for measure, by_step in values.items()
-        }
-
-    def _examples(self, task: str, split: str, metric: str) -> int:
-        measure = (task, split, metric)
-        return max(row["n"] for row in self._rows.values() if (row["task"], row["split"], row["metric"]) == measure)
-
 
 def measures(scores: Iterable[TaskScore]) -> list[dict[str, Any]]:
     """Return what was measured, one mapping per task and metric: the Scoreboard's rows without whose they are."""
@@ -149,15 +108,3 @@ def _schema() -> pyarrow.Schema:
     numbers = {"value": pyarrow.float64(), "low": pyarrow.float64(), "high": pyarrow.float64()}
     counts = {"n": pyarrow.int64(), "seed": pyarrow.int64()}
     return pyarrow.schema([(name, {**numbers, **counts}.get(name, pyarrow.string())) for name in COLUMNS])
-
-
-def _difference(metric: str, before: float | None, after: float | None) -> str:
-    """Return the signed difference, green when it is a gain and red when it is a loss."""
-    from multitune.tasks.metrics import metric as find_metric
-
-    if before is None or after is None:
-        return "-"
-    change = after - before
-    gain = change if find_metric(metric).higher_is_better else -change
-    colour = "green" if gain > 0 else "red" if gain < 0 else "dim"
-    return f"[{colour}]{change:+.3f}[/{colour}]"

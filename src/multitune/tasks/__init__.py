@@ -6,7 +6,6 @@ from multitune.tasks.bad_rows import BadRows
 from multitune.tasks.layouts import recognise
 from multitune.tasks.prompting import is_resolved, prompted_examples, resolve
 from multitune.tasks.sources import read_examples, source_files, source_fingerprint
-from multitune.tasks.suite import Suite, load_suite
 from multitune.tasks.task import Example, Form, Kind, Message, Prompted, Source, Split, Task
 
 # `multitune.tasks.metrics` is imported by itself, because it loads NumPy.
@@ -19,10 +18,8 @@ __all__ = [
     "Prompted",
     "Source",
     "Split",
-    "Suite",
     "Task",
     "is_resolved",
-    "load_suite",
     "prompted_examples",
     "read_examples",
     "recognise",

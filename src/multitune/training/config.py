@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from multitune.objectives.balancing.config import BalancerConfig
 from multitune.objectives.focal_config import FocalConfig
 
+WITHOUT_WEIGHTS = ("token_mean", "sample_mean")
+"""Aggregations in which tasks have no weight of their own."""
+
 
 class TrainingConfig(BaseModel):
     """Length, batches, optimiser, loss and bookkeeping of one train step.
@@ -79,7 +82,7 @@ class TrainingConfig(BaseModel):
         given = [name for name in ("epochs", "steps", "examples") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both set the length of training; keep one of them")
-        if self.task_weights and self.aggregation in ("token_mean", "sample_mean"):
+        if self.task_weights and self.aggregation in WITHOUT_WEIGHTS:
             raise ValueError(f"task_weights have no effect with the aggregation {self.aggregation}; use a task mean")
         for name in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(self, name) and self.eval_steps is None:

@@ -23,7 +23,7 @@ from multitune.mixing.mixture import Mixture
 from multitune.mixing.policies import MixtureConfig, shares
 from multitune.mixing.tokens import TokenTable
 from multitune.models.loading import Backbone
-from multitune.models.packed import check_packing, packing_route
+from multitune.models.packed import check_packing, packing_route, packs, without_adapters
 from multitune.training.balancing import make_balancing
 from multitune.training.checkpoints import find_checkpoint, load_weights
 from multitune.training.config import TrainingConfig
@@ -31,6 +31,7 @@ from multitune.training.evaluation import make_evaluation
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
+from multitune.training.recomputing import recompute_activations
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 
 logger = logging.getLogger("multitune.training")
@@ -178,31 +179,39 @@ def make_batches(
     backbone: Backbone, tables: Sequence[TokenTable], mixture: MixtureConfig, config: TrainingConfig, seed: int
 ) -> TrainingBatches:
     """Draw the mixture and lay it out in micro-batches, packed where the architecture allows it."""
-    pack = backbone.form == "causal" and config.pack != "never" and packing_route(backbone.model) != "unpacked"
-    if config.pack == "always" and not pack:
-        raise MultituneError(
-            f"{type(backbone.model).__name__} cannot train on packed rows exactly.",
-            "training.pack",
-            "Set training.pack to auto or never.",
-        )
+    causal = backbone.form == "causal"
+    route = packing_route(backbone.model) if causal and config.pack != "never" else None
+    pack = packs(backbone.form, config.pack, route, type(without_adapters(backbone.model)).__name__)
     if pack:
         check_packing(backbone)
     rows = {table.task: len(table) for table in tables}
-    return TrainingBatches(
-        tables,
-        Mixture(rows, mixture, seed, total=_draws(tables, mixture, config, pack)),
-        form=backbone.form,
-        pack=pack,
-        row_length=config.max_length,
-        micro_batch_size=config.rows_per_forward,
-        rows_per_step=config.batch_size,
-        pad_token_id=backbone.tokenizer.pad_token_id,
-        seed=seed,
-    )
+    total = _draws(tables, mixture, config, pack)
+    while True:
+        batches = TrainingBatches(
+            tables,
+            Mixture(rows, mixture, seed, total=total),
+            form=backbone.form,
+            pack=pack,
+            row_length=config.max_length,
+            micro_batch_size=config.rows_per_forward,
+            rows_per_step=config.batch_size,
+            pad_token_id=backbone.tokenizer.pad_token_id,
+            seed=seed,
+        )
+        missing = (config.steps or 0) - _steps_in(batches, config)
+        if missing <= 0:
+            return batches
+        # the rows that were drawn are shorter than their task's mean: draw as many more as are still wanted, and some
+        total += math.ceil(1.1 * total * missing / (config.steps - missing + 1)) + 64
+
+
+def _steps_in(batches: TrainingBatches, config: TrainingConfig) -> int:
+    """Return how many optimiser steps the micro-batches fill."""
+    return math.ceil(len(batches) * config.rows_per_forward / config.batch_size)
 
 
 def _draws(tables: Sequence[TokenTable], mixture: MixtureConfig, config: TrainingConfig, pack: bool) -> int:
-    """Return how many examples to draw: exact for epochs and examples, enough for the steps asked for otherwise."""
+    """Return how many examples to draw: exact for epochs and examples, an estimate for steps of packed rows."""
     if config.examples:
         return config.examples
     if not config.steps:
@@ -232,8 +241,7 @@ def training_arguments(
             "training.batch_size",
             f"Use a multiple of {config.rows_per_forward * processes}, or a smaller micro_batch_size.",
         )
-    available = math.ceil(len(batches) / (accumulation * processes))
-    steps = config.steps or available
+    steps = config.steps or _steps_in(batches, config)
     precision = _precision(config, on_gpu)
     learning_rate = config.learning_rate or (2e-5 if _trains_everything(backbone) else 2e-4)
     logger.info(
@@ -300,7 +308,7 @@ def _trains_everything(backbone: Backbone) -> bool:
 def _prepare(backbone: Backbone, config: TrainingConfig) -> None:
     """Switch on what belongs to the backbone itself: gradient checkpointing and Liger kernels."""
     if config.gradient_checkpointing:
-        recompute_activations(getattr(backbone.model, "encoder", backbone.model) if backbone.form == "encoder" else backbone.model)
+        recompute_activations(backbone.model.encoder if backbone.form == "encoder" else backbone.model)
     if config.liger == "auto" and torch.cuda.is_available():
         from transformers.utils import is_liger_kernel_available
 
