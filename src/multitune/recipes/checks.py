@@ -145,7 +145,7 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
     named = step.tasks if isinstance(step.tasks, tuple) else known
     yield from _check_task_names(named, known, recipe, document, (*key, "tasks"))
     focal = step.training.focal
-    weighed = [("task_weights", task) for task in step.training.task_weights]
+    weighed: list[tuple[str, ...]] = [("task_weights", task) for task in step.training.task_weights]
     weighed += [("focal", "alpha", task) for task in (focal.alpha if focal else ())]
     for *keys, task in weighed:
         if task not in named:

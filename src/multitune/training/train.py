@@ -198,11 +198,11 @@ def make_batches(
             pad_token_id=backbone.tokenizer.pad_token_id,
             seed=seed,
         )
-        missing = (config.steps or 0) - _steps_in(batches, config)
-        if missing <= 0:
+        filled = _steps_in(batches, config)
+        if config.steps is None or filled >= config.steps:
             return batches
         # the rows that were drawn are shorter than their task's mean: draw as many more as are still wanted, and some
-        total += math.ceil(1.1 * total * missing / (config.steps - missing + 1)) + 64
+        total += math.ceil(1.1 * total * (config.steps - filled) / (filled + 1)) + 64
 
 
 def _steps_in(batches: TrainingBatches, config: TrainingConfig) -> int:
