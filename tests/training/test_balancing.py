@@ -20,6 +20,7 @@ from tests.training.conftest import make_model
 from tests.training.test_train import SETTINGS, assert_same_weights, with_signal_at
 
 SOON = {"coba": {"warmup_steps": 2, "window": 4}}  # so that six steps are enough to leave the warm-up
+ALIKE = ("uniform", "uncertainty")  # in few steps Adam moves the log-variances of tasks of similar losses alike
 CONFIGS = [
     *({"method": method, **SOON.get(method, {})} for method in BALANCERS),
     {"method": "famo", "losses": "training"},
@@ -45,7 +46,8 @@ def test_a_balancer_weighs_alike_however_the_step_is_split(tmp_path, tables, val
     split, log_split = run(tmp_path / "2", tables, validation, tokenizer, balancer=balancer, micro_batch_size=1)
     plain, _ = run(tmp_path / "3", tables, validation, tokenizer, micro_batch_size=4)
     assert_same_weights(whole, split, tolerance=1e-4)
-    assert any(not torch.allclose(whole[name], plain[name], atol=1e-4) for name in whole)  # it does something
+    differs = any(not torch.allclose(whole[name], plain[name], atol=1e-4) for name in whole)
+    assert differs == (balancer["method"] not in ALIKE)
     for one, many in zip(log, log_split, strict=True):
         assert sum(one["weights"].values()) == pytest.approx(1.0)
         assert one["weights"] == pytest.approx(many["weights"], abs=1e-4)

@@ -46,7 +46,7 @@ def write_checkpoint(
         model: its trainable parameters and persistent buffers are saved.
         optimizer: any optimiser whose state is tensors and numbers.
         schedule: a learning-rate scheduler with ``state_dict``.
-        balancer: state of the balancer by name; empty without one.
+        balancer: state of the balancer by name; empty without one, or for one that keeps no state.
         random_states: uint8 tensors [processes, bytes] by device type.
         trainer_state: the Trainer's state as JSON.
         fingerprint: of everything that determines the run; ``find_checkpoint`` resumes only on equality.
@@ -132,8 +132,9 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule:
 
 
 def load_balancer(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the balancer's state by name."""
-    return load_file(checkpoint / BALANCER)
+    """Return the balancer's state by name; empty where nothing was written, as for one that keeps no state."""
+    path = checkpoint / BALANCER
+    return load_file(path) if path.exists() else {}
 
 
 def load_random_states(checkpoint: Path) -> dict[str, Tensor]:

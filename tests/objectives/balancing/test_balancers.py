@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -132,6 +134,15 @@ def test_pcgrad_draws_by_its_seed():
     run = run_of(seed=4)
     first, again, other = (all_steps(make({"method": "pcgrad"}, seed=seed), *run) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_pcgrad_draws_a_new_order_at_every_step():
+    balancer = make({"method": "pcgrad"})
+    states = [balancer.state_dict()["generator_state"]]
+    for step in range(3):
+        one_step(balancer, step, *run_of(seed=4))
+        states.append(balancer.state_dict()["generator_state"])
+    assert not any(torch.equal(a, b) for a, b in pairwise(states))
 
 
 @EVERY_BALANCER
