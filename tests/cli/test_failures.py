@@ -7,7 +7,7 @@ import json
 import pytest
 
 from multitune.cli import main
-from multitune.cli.failures import told
+from multitune.cli.failures import Stopped, told
 from multitune.cli.output import plain
 from multitune.errors import MultituneError, MultituneErrors
 
@@ -46,9 +46,18 @@ def test_a_bug_is_one_line_without_debug_and_a_traceback_with_it(capsys):
 
 
 @pytest.mark.parametrize("command", [failing(KeyboardInterrupt()), lambda: 130])
-def test_an_interruption_says_how_to_go_on(capsys, command):
-    assert told(command, json=False, debug=False) == 130
-    assert "same command" in capsys.readouterr().err
+@pytest.mark.parametrize(("verb", "keeps"), [("run", True), ("quickstart", True), ("check", False), ("score", False)])
+def test_an_interruption_says_what_is_kept_and_how_to_go_on(capsys, command, verb, keeps):
+    assert told(command, json=False, debug=False, verb=verb) == 130
+    told_of = capsys.readouterr().err
+    assert "same command" in told_of
+    assert ("checkpoints" in told_of) == keeps
+
+
+def test_a_training_that_was_stopped_says_its_step_and_checkpoint(capsys):
+    assert told(failing(Stopped("Interrupted after step 7.", "run/checkpoint-7")), json=False, debug=False) == 130
+    told_of = capsys.readouterr().err
+    assert "after step 7" in told_of and "run/checkpoint-7" in told_of and "without --fresh" in told_of
 
 
 @pytest.mark.parametrize(

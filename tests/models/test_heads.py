@@ -4,12 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from multitune.errors import MultituneError
-from multitune.models.heads import Head, MultiTaskEncoder, encoder_with_heads, head_losses, load_heads, save_heads
+from multitune.models.heads import (
+    Head,
+    MultiTaskEncoder,
+    encoder_with_heads,
+    fit_scales,
+    head_losses,
+    load_heads,
+    save_heads,
+)
 from multitune.tasks.task import Task
 
 HEADS = (Head("a", "label", ("x", "y", "z")), Head("b.c", "regress"), Head("d", "label", ("no", "yes")))
@@ -137,3 +146,21 @@ def test_an_unknown_task_has_no_index(model: MultiTaskEncoder) -> None:
     assert model.task_index("d") == 2
     with pytest.raises(MultituneError, match="no head for task 'e'"):
         model.task_index("e")
+
+
+def test_values_are_standardised_by_those_of_training(model: MultiTaskEncoder, tmp_path: Path) -> None:
+    fit_scales(model, {"b.c": np.array([1000.0, 3000.0]), "a": np.array([0.0, 1.0])})
+    assert [head.scale for head in model.heads] == [None, (2000.0, 1000.0), None]
+    rows = batch()
+    rows["values"][1] = 4500.0
+    output = model(rows["input_ids"], rows["attention_mask"], rows["task_ids"])[1, 0]
+    torch.testing.assert_close(head_losses(model, rows)[1], (output - 2.5) ** 2)
+    fit_scales(model, {"b.c": np.array([7.0, 9.0])})  # trained further: the weights are in the first scale
+    assert model.heads[1].scale == (2000.0, 1000.0)
+    save_heads(model, tmp_path)
+    assert load_heads(model.encoder, tmp_path).heads == model.heads
+
+
+def test_values_that_are_all_equal_have_a_deviation_of_one(model: MultiTaskEncoder) -> None:
+    fit_scales(model, {"b.c": np.array([0.1, 0.1, 0.1])})
+    assert model.heads[1].scale == (pytest.approx(0.1), 1.0)

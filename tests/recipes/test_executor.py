@@ -77,6 +77,31 @@ def test_changed_training_rows_train_again(go, data):
     assert go() == ["joint", "joint@score"]
 
 
+def test_checkpoints_of_other_settings_are_not_removed_without_a_word(recipe, write, tmp_path, caplog):
+    path = write(recipe)
+    inputs = tmp_path / "run" / "steps" / "joint" / "begun.json"
+    run(load_recipe(path), tmp_path / "run")
+    (inputs.parent / "artifact.json").unlink()
+    (inputs.parent / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    with caplog.at_level("WARNING", logger="multitune"):
+        run(load_recipe(path, ["steps.joint.training.learning_rate=0.001"]), tmp_path / "run")
+    assert "joint: settings or data have changed" in caplog.text
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_run_refused_for_its_model_leaves_nothing(recipe, write, tmp_path, existed):
+    out = tmp_path / "run"
+    if existed:
+        out.mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    for model in ("./nowhere", str(tmp_path / "broken")):
+        recipe["model"] = model
+        with pytest.raises(MultituneError):
+            run(load_recipe(write(recipe)), out)
+        assert list(out.iterdir()) == [] if existed else not out.exists()
+
+
 def test_fresh_forgets_everything(go):
     go()
     assert go(fresh=True) == ["base@score", "joint", "joint@score"]

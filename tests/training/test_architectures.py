@@ -15,6 +15,7 @@ from multitune.mixing.tokens import tokenise
 from multitune.models.config import ModelConfig
 from multitune.models.heads import encoder_with_heads
 from multitune.models.loading import Backbone
+from multitune.scoring.heads import head_predictions
 from multitune.training import train as training
 from multitune.training.config import TrainingConfig
 from tests.training.conftest import WORDS, make_model, make_tables, write_task
@@ -77,6 +78,20 @@ def test_an_encoder_learns_a_label(tmp_path, tokenizer):
     backbone = Backbone(small_encoder(tasks), tokenizer, "encoder", ModelConfig(name="toy"), tuple(tasks))
     log = train(backbone, tables, tmp_path / "1", learning_rate=1e-2)
     assert log[-1]["loss"] < 0.1 < log[0]["loss"]
+
+
+def test_a_task_in_thousands_is_learned_beside_one_in_units_and_told_in_its_own(tmp_path, tokenizer):
+    tasks, tables = [], []
+    for name, unit in (("thousands", 1000.0), ("units", 1.0)):
+        lines = [{"input": f"p {'a3' if i % 2 else 'b3'} q", "target": (8 + i % 2) * unit} for i in range(40)]
+        tasks.append(write_task(tmp_path, name, lines, kind="regress"))
+        tables.append(tokenise(tasks[-1], "train", tokenizer, "encoder", tmp_path, max_length=32, cache=tmp_path / "c"))
+    backbone = Backbone(small_encoder(tasks), tokenizer, "encoder", ModelConfig(name="toy"), tuple(tasks))
+    log = train(backbone, tables, tmp_path / "1", learning_rate=1e-2)
+    assert [log[0]["tasks"][task.name]["loss"] < 2 for task in tasks] == [True, True]
+    prompts = [tokenizer(f"p {word} q").input_ids for word in ("b3", "a3")]
+    assert head_predictions(backbone, "thousands", prompts) == pytest.approx([8000, 9000], abs=300)
+    assert head_predictions(backbone, "units", prompts) == pytest.approx([8, 9], abs=0.3)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

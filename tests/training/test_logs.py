@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 
 from rich.console import Console
+from rich.logging import RichHandler
 
 from multitune.training.logs import JsonLinesLog, LiveView
 
@@ -56,3 +58,14 @@ def test_in_a_terminal_every_task_has_a_row():
     view.close()
     assert "repeats" in out.getvalue()
     assert "50.0%" in out.getvalue()
+
+
+def test_the_view_and_the_log_share_one_console():
+    console, logger = Console(file=io.StringIO()), logging.getLogger("multitune")
+    handler = RichHandler(console=console)
+    logger.addHandler(handler)
+    try:
+        assert LiveView("joint").console is console
+    finally:
+        logger.removeHandler(handler)
+    assert LiveView("joint").console is not console

@@ -188,6 +188,13 @@ def test_the_steps_asked_for_are_reached_where_few_rows_hold_most_tokens(tmp_pat
             assert len(batches) >= steps
 
 
+def test_tensorboard_files_lie_beside_the_log_not_with_the_checkpoints(tmp_path, tables, tokenizer):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    run(tmp_path, tables, tokenizer, report_to=("tensorboard",), steps=2)
+    assert list((tmp_path / "tracking").rglob("events.out.tfevents.*"))
+    assert not list((tmp_path / "checkpoints").rglob("events.out.tfevents.*"))
+
+
 def test_nothing_to_train_is_refused(tmp_path, tables, tokenizer):
     backbone = Backbone(make_model().requires_grad_(False), tokenizer, "causal", ModelConfig(name="toy"), ())
     with pytest.raises(MultituneError, match="Nothing of the model trains"):

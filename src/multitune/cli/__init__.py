@@ -64,5 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lambda: command.main(args=verb_words, prog_name="multitune", standalone_mode=False),
             json="--json" in words,
             debug="--debug" in words,
+            verb=next((word for word in words if not word.startswith("-")), ""),
         )
     )

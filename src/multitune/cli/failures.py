@@ -19,27 +19,31 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
-def told(command: Callable[[], Any], *, json: bool, debug: bool) -> int:
+def told(command: Callable[[], Any], *, json: bool, debug: bool, verb: str = "") -> int:
     """Return the exit code of a command after telling any failure to whoever asked.
 
     Args:
         command: runs the verb; its integer result, if any, is the exit code of an early exit.
         json: tell failures as {"error": {...}} on stdout instead of sentences on stderr.
         debug: show the traceback too.
+        verb: that runs; it decides what an interruption leaves.
     """
     tell = tell_programs if json else tell_people
     try:
         code = command()
         sys.stdout.flush()
         if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this exit code, without a word
-            return tell([interruption()], INTERRUPTED, debug)
+            return tell([interruption(verb)], INTERRUPTED, debug)
         return code if isinstance(code, int) else 0
     except MultituneError as error:
         return tell(mistakes(error), error.exit_code, debug)
     except UsageError as error:
         return tell([mistake_in_usage(error)], MISTAKE, debug)
+    except Stopped as stopped:
+        told_of = {"what": stopped.what, "where": stopped.where, "mend": HOW_TO_RESUME}
+        return tell([told_of], INTERRUPTED, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return tell([interruption()], INTERRUPTED, debug)
+        return tell([interruption(verb)], INTERRUPTED, debug)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe left; Python would complain about stdout once more at exit
         return FAILURE
@@ -49,14 +53,25 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool) -> int:
         return tell([{"what": what, "where": "", "mend": hint}], FAILURE, debug)
 
 
-HOW_TO_RESUME = (
-    "Finished steps and checkpoints are kept: give the same command again (without --fresh) to go on from there."
-)
+HOW_TO_RESUME = "Give the same command again, without --fresh, to go on from there."
+KEPT = {"run", "quickstart", "reproduce"}
+"""Verbs that keep finished steps and the checkpoints of an unfinished one."""
 
 
-def interruption() -> dict[str, str]:
+class Stopped(Exception):
+    """A verb that was interrupted and knows more of it than that: what was reached, and where it lies."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(what)
+        self.what, self.where = what, where
+
+
+def interruption(verb: str) -> dict[str, str]:
     """Return what is told when someone stopped the command."""
-    return {"what": "Interrupted.", "where": "", "mend": HOW_TO_RESUME}
+    if verb in KEPT:
+        what = "Interrupted; finished steps are kept, and so are whole checkpoints of the one that was not."
+        return {"what": what, "where": "", "mend": HOW_TO_RESUME}
+    return {"what": "Interrupted.", "where": "", "mend": "Give the same command again to begin anew."}
 
 
 def mistakes(error: MultituneError) -> list[dict[str, str]]:

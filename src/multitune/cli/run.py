@@ -39,16 +39,20 @@ def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool
     """Run a recipe or a sweep, write the report, print the tables and where everything lies."""
     import sys
 
+    from multitune.cli.failures import Stopped
     from multitune.cli.output import answer_json
     from multitune.cli.progress import scoring_progress
     from multitune.recipes.executor import run as execute
     from multitune.recipes.failures import NodesFailed
     from multitune.recipes.schema import Recipe
+    from multitune.training.interrupts import Interrupted
 
     command = " ".join(["multitune", *sys.argv[1:]])
     try:
         with scoring_progress() as progress:
             result = execute(recipe, out, fresh=fresh, command=command, progress=progress)
+    except Interrupted as stop:
+        raise Stopped(str(stop), str(stop.checkpoint or out)) from stop
     except NodesFailed:
         if (out / "scoreboard.parquet").exists():  # what is done can be looked at
             _reported(out, show=not json)

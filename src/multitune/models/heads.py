@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,11 +37,24 @@ DEFAULT_DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Head:
-    """One task's head: its name, what it predicts, and the choices in the order of the logits (label only)."""
+    """One task's head.
+
+    Attributes:
+        task: its name.
+        kind: what it predicts.
+        choices: in the order of the logits (label only).
+        scale: mean and standard deviation of the values that a regress head was trained on; its output is in these
+            units. None before training: outputs are taken as they are.
+    """
 
     task: str
     kind: Literal["label", "regress"]
     choices: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
+
+    def same_task(self, other: Head) -> bool:
+        """Return whether two heads answer the same question, whatever their scales."""
+        return (self.task, self.kind, self.choices) == (other.task, other.kind, other.choices)
 
     @property
     def outputs(self) -> int:
@@ -143,6 +157,8 @@ class MultiTaskEncoder(nn.Module):
 def head_losses(model: MultiTaskEncoder, batch: Mapping[str, Tensor]) -> Tensor:
     """Return cross-entropy (label) or squared error (regress) of every row that is not padding: float32 [n].
 
+    The error of a regress head is that of standardised values, so that a task in thousands weighs no more than others.
+
     Args:
         model: encoder with heads.
         batch: ``input_ids``, ``attention_mask`` [B, L]; ``task_ids`` [B], -1 on padding; ``values`` float64 [B], the
@@ -156,8 +172,31 @@ def head_losses(model: MultiTaskEncoder, batch: Mapping[str, Tensor]) -> Tensor:
     index_n = torch.where(regresses_n, 0, values_n).long()
     cross_entropy_n = F.cross_entropy(logits_nK, index_n, reduction="none")
     # the first logit is finite in every head, so that the branch not taken has finite gradients too
-    squared_error_n = (logits_nK[:, 0] - values_n.float()).square()
+    scale_T2 = torch.tensor([head.scale or (0.0, 1.0) for head in model.heads], dtype=torch.float64)
+    mean_n, deviation_n = scale_T2.to(task_n.device)[task_n].unbind(1)
+    squared_error_n = (logits_nK[:, 0] - ((values_n - mean_n) / deviation_n).float()).square()
     return torch.where(regresses_n, squared_error_n, cross_entropy_n)
+
+
+def fit_scales(model: MultiTaskEncoder, values: Mapping[str, np.ndarray]) -> None:
+    """Give every regress head that has none yet the scale of its task's training values.
+
+    A head that was trained before keeps its scale, in which its weights are. Values that are all equal have a
+    deviation of 1: the head then predicts their mean.
+
+    Args:
+        model: its heads are changed in place.
+        values: training values by task.
+    """
+    heads = []
+    for head in model.heads:
+        if head.kind == "regress" and head.scale is None and head.task in values:
+            own = np.asarray(values[head.task], dtype=np.float64)
+            mean, deviation = float(own.mean()), float(own.std())
+            constant = deviation <= 1e-12 * max(1.0, abs(mean))  # what rounding leaves of nothing
+            head = replace(head, scale=(mean, 1.0 if constant else deviation))
+        heads.append(head)
+    model.heads = tuple(heads)
 
 
 def encoder_with_heads(encoder: Any, tasks: Sequence[Task], seed: int) -> MultiTaskEncoder:
@@ -193,13 +232,15 @@ def with_heads_for(
     """
     found = encoder_with_heads(model.encoder, [*tasks, *others], seed)
     found.pooling, found.dropout.p = model.pooling, model.dropout.p
-    learned = dict(zip(model.heads, model.offsets.tolist(), strict=True))
+    heads = list(found.heads)
     with torch.no_grad():
-        for head, offset in zip(found.heads, found.offsets.tolist(), strict=True):
-            if head in learned:
-                here = slice(offset, offset + head.outputs)
-                there = slice(learned[head], learned[head] + head.outputs)
-                found.weight[here], found.bias[here] = model.weight[there], model.bias[there]
+        for place, (head, offset) in enumerate(zip(found.heads, found.offsets.tolist(), strict=True)):
+            for learned, start in zip(model.heads, model.offsets.tolist(), strict=True):
+                if head.same_task(learned):
+                    here, there = slice(offset, offset + head.outputs), slice(start, start + head.outputs)
+                    found.weight[here], found.bias[here] = model.weight[there], model.bias[there]
+                    heads[place] = learned
+    found.heads = tuple(heads)
     return found
 
 
@@ -256,7 +297,7 @@ def load_heads(encoder: Any, folder: Path) -> MultiTaskEncoder:
     try:
         check_safetensors(folder / WEIGHTS_FILE)
         described = json.loads((folder / HEADS_FILE).read_text(encoding="utf-8"))
-        heads = [Head(entry["task"], entry["kind"], tuple(entry["choices"])) for entry in described["heads"]]
+        heads = [_described_head(entry) for entry in described["heads"]]
         freeze_pooler(encoder)
         model = MultiTaskEncoder(encoder, heads, pooling=described["pooling"], dropout=described["dropout"])
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file, torch.no_grad():
@@ -267,3 +308,8 @@ def load_heads(encoder: Any, folder: Path) -> MultiTaskEncoder:
             f"The heads of the encoder cannot be read: {error}.", str(folder), "Train or copy the model again."
         ) from None
     return model
+
+
+def _described_head(entry: Mapping[str, Any]) -> Head:
+    scale = entry.get("scale")
+    return Head(entry["task"], entry["kind"], tuple(entry["choices"]), tuple(scale) if scale else None)

@@ -13,7 +13,7 @@ from typing import Any
 from multitune.recipes.failures import Failure, NodesFailed
 from multitune.recipes.node import Opened, ScoringProgress, do, is_finished, prepare
 from multitune.recipes.results import Results
-from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, locked
+from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, locked_and_clean
 from multitune.recipes.schema import Recipe
 from multitune.recipes.sweep import Sweep, Variant
 from multitune.recipes.sweep_folder import SweepFolder
@@ -66,7 +66,7 @@ def run(
         Interrupted: training was asked to stop; the same command goes on.
     """
     started = time.monotonic()
-    with locked(Path(out)), _disk_errors(Path(out)):
+    with locked_and_clean(Path(out)), _disk_errors(Path(out)):
         run = _prepared(recipe, Path(out), command, fresh)
         kept = tuple(work.label for work in run.works if work.key in run.results.finished)
         try:

@@ -13,7 +13,7 @@ from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 SCORE_VERSION = 2
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 

@@ -76,6 +76,12 @@ def prepare(node: Node, place: Path, inputs: str) -> None:
     (place / "artifact.json").unlink(missing_ok=True)
     if not read_finished(place / "begun.json", inputs):
         # what an unfinished run of other settings left: its checkpoints would crowd out the new ones
+        if left := sorted((place / "checkpoints").glob("checkpoint-*")):
+            logger.warning(
+                "%s: settings or data have changed since it stopped; it begins anew, its %d checkpoints are removed",
+                node.name,
+                len(left),
+            )
         shutil.rmtree(place, ignore_errors=True)
         write_whole(place / "begun.json", json.dumps({"fingerprint": inputs}) + "\n")
 

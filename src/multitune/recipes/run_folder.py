@@ -27,6 +27,10 @@ WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.E
 _OWN = ("recipe.yaml", "run.json", "scoreboard.parquet", "report.html", "steps", "sweep.json", "nodes", "variants")
 
 
+_BEGINNINGS = {"recipe.yaml", "run.json", "sweep.json", "begun.json", ".lock"}
+"""Files that stand before anything is trained or scored."""
+
+
 class RunFolder:
     """Paths of a run and the few ways in which its files are written.
 
@@ -102,6 +106,31 @@ def empty(folder: Path) -> None:
     """Remove everything that a run or a sweep writes, and nothing else."""
     for name in _OWN:
         remove(folder / name)
+
+
+@contextmanager
+def locked_and_clean(folder: Path) -> Iterator[int]:
+    """Hold a run folder as `locked` does; leave a new one as it was found when the run is refused.
+
+    A folder that holds more than what every run begins with (a log, a checkpoint, scores) stays as it is.
+    """
+    existed = folder.exists()
+    new = not existed or (folder.is_dir() and not any(folder.iterdir()))
+    with locked(folder) as lock, _emptied_if_refused(folder, new=new, existed=existed):
+        yield lock
+
+
+@contextmanager
+def _emptied_if_refused(folder: Path, *, new: bool, existed: bool) -> Iterator[None]:
+    try:
+        yield
+    except MultituneError:
+        if new and folder.is_dir() and {path.name for path in folder.rglob("*") if path.is_file()} <= _BEGINNINGS:
+            empty(folder)
+            remove(folder / ".lock")
+            if not existed:
+                folder.rmdir()
+        raise
 
 
 @contextmanager

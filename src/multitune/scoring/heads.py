@@ -55,7 +55,10 @@ def head_predictions(
             done += len(batch)
             if progress is not None:
                 progress(done, len(fitted))
-    return logits_NK.argmax(1) if model.heads[index].kind == "label" else logits_NK[:, 0]
+    if model.heads[index].kind == "label":
+        return logits_NK.argmax(1)
+    mean, deviation = model.heads[index].scale or (0.0, 1.0)
+    return mean + deviation * logits_NK[:, 0]
 
 
 def head_of(backbone: Backbone, task: str, choices: tuple[str, ...]) -> Head:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
@@ -14,11 +15,12 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         step: the optimiser step that the checkpoint holds.
+        checkpoint: its folder.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}; the checkpoint is whole, run the same command to go on")
-        self.step = step
+    def __init__(self, step: int, checkpoint: Path | None = None) -> None:
+        super().__init__(f"Interrupted after step {step} of a training; its checkpoint is whole.")
+        self.step, self.checkpoint = step, checkpoint
 
 
 class StopRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -61,6 +63,17 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def log_console() -> Console:
+    """Return the console on which multitune's log is shown, so that its lines do not tear the live view; else stderr.
+
+    Stdout stays for answers.
+    """
+    for handler in logging.getLogger("multitune").handlers:
+        if isinstance(handler, RichHandler):
+            return handler.console
+    return Console(file=sys.stderr)
+
+
 class LiveView(TrainerCallback):
     """Progress, tokens per second, time left and the loss of every task, redrawn in place.
 
@@ -68,11 +81,11 @@ class LiveView(TrainerCallback):
 
     Args:
         title: the step's name.
-        console: where to draw; default stderr, so that stdout stays for answers.
+        console: where to draw; default that of the log.
     """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or log_console()
         self.progress = Progress(
             TextColumn(f"[bold]{title}"),
             BarColumn(),

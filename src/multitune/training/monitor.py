@@ -62,8 +62,8 @@ class TaskMonitor:
             raise MultituneError(
                 f"The loss of {', '.join(broken)} is not a finite number.",
                 f"training step {step}",
-                "The last good checkpoint is kept; lower training.learning_rate or look at the rows of that task, "
-                "then run the same command again.",
+                "Look at the rows of that task, or lower training.learning_rate and run again; a changed setting "
+                "trains this step from its start and removes the checkpoints that it has now.",
             )
 
     def read(self) -> dict[str, TaskSums]:

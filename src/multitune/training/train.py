@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from multitune.mixing.batches import TrainingBatches
 from multitune.mixing.mixture import Mixture
 from multitune.mixing.policies import MixtureConfig, shares
 from multitune.mixing.tokens import TokenTable
+from multitune.models.heads import fit_scales
 from multitune.models.loading import Backbone
 from multitune.models.packed import check_packing, packing_route, packs, without_adapters
 from multitune.training.balancing import make_balancing
@@ -36,7 +38,7 @@ from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weight
 
 logger = logging.getLogger("multitune.training")
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised when the same settings would train other weights, so that old checkpoints are not resumed."""
 
 
@@ -75,8 +77,8 @@ def train(
         tables: the tasks' tokens, in the order of their task ids.
         mixture: in what proportion the tasks are drawn.
         config: length, batches, optimiser, loss.
-        folder: receives ``log.jsonl`` and ``checkpoints/``; a whole checkpoint of this very run found there is
-            resumed, and ends with the weights of an undisturbed run.
+        folder: receives ``log.jsonl``, ``tracking/`` (of trackers) and ``checkpoints/``; a whole checkpoint of this
+            very run found there is resumed, and ends with the weights of an undisturbed run.
         seed: of the mixture, of dropout and of everything else that is random.
         validation: the tasks' validation rows, in the same order; needed where ``config.uses_validation``.
         title: name shown in the live view.
@@ -89,6 +91,8 @@ def train(
     trainable = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
     if trainable == 0:
         raise MultituneError("Nothing of the model trains.", title, "Choose an adaptation that has parameters.")
+    if backbone.form == "encoder":
+        fit_scales(backbone.model, {table.task: table.values for table in tables})
     batches = make_batches(backbone, tables, mixture, config, seed)
     fingerprint = _fingerprint(backbone, [*tables, *validation], mixture, config, seed)
     resume = find_checkpoint(folder / "checkpoints", fingerprint)
@@ -104,6 +108,9 @@ def train(
     _prepare(backbone, config)
     stored_dtypes = _train_in_float32(backbone.model)
     started = time.monotonic()
+    if "wandb" in config.report_to:
+        (folder / "tracking").mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DIR", str(folder / "tracking"))
     arguments = training_arguments(backbone, batches, config, folder, seed)
     with stop_on_signals() as request:
         stopper = StopAtStepEnd(request)
@@ -121,6 +128,7 @@ def train(
             callbacks=[stopper, RankAllocation(backbone.model), view],
         )
         _remove_default_printers(trainer)
+        keep_tracker_files(trainer, folder / "tracking")
         evaluation = make_evaluation(trainer, validation, config, folder, resumed_step, seed)
         try:
             if resume and (resumed_step >= trainer.args.max_steps or (evaluation and evaluation.exhausted)):
@@ -131,7 +139,7 @@ def train(
             view.close()
     steps = max(resumed_step, trainer.state.global_step)
     if request.requested:
-        raise Interrupted(steps)
+        raise Interrupted(steps, folder / "checkpoints" / f"checkpoint-{steps}")
     if evaluation and config.load_best_model_at_end:
         evaluation.load_best(trainer.model)
     refuse_nonfinite_weights(trainer.model, steps, folder / "checkpoints")
@@ -362,6 +370,15 @@ def _fingerprint(
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def keep_tracker_files(trainer: MultiTaskTrainer, folder: Path) -> None:
+    """Let TensorBoard write beside the step's log; by default its files lie with the checkpoints and go with them."""
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder)
 
 
 def _remove_default_printers(trainer: MultiTaskTrainer) -> None:

@@ -312,7 +312,9 @@ def diverged(what: str, step: int, folder: Path) -> MultituneError:
     kept = checkpoints.sorted_checkpoints(folder)
     place = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint was written yet"
     return MultituneError(
-        f"{what} is not a finite number.", f"training step {step}", f"{place}; train with a lower learning_rate."
+        f"{what} is not a finite number.",
+        f"training step {step}",
+        f"{place}. A lower training.learning_rate trains this step from its start and removes its checkpoints.",
     )
 
 
