@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from multitune.adaptation import AdaptationConfig, adapt, allocate_ranks, schedule_ranks, trainable_parameters
+from multitune.adaptation.adapting import orthogonality
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import head_losses
@@ -294,3 +295,13 @@ def test_norm_tuning_finds_the_norms_of_any_architecture(family: str, make_folde
     ]
     assert trained
     assert all("norm" in name or ".ln_" in name for name in trained)
+
+
+def test_adaloras_penalty_is_the_one_peft_adds_to_a_loss_of_its_own(make_folder: Callable[[str], Path]) -> None:
+    backbone = load_backbone(ModelConfig(name=str(make_folder("llama"))))
+    adapted = adapt(backbone, AdaptationConfig(method="adalora", init_r=6, target_r=2), steps=10)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        outputs = adapted.model(input_ids=ids, labels=ids)
+        plain = torch.nn.functional.cross_entropy(outputs.logits[0, :-1], ids[0, 1:])
+        torch.testing.assert_close(orthogonality(adapted.model), outputs.loss - plain)

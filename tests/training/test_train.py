@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from multitune.adaptation.adapting import adapt
+from multitune.adaptation.config import AdaptationConfig
 from multitune.errors import MultituneError
 from multitune.mixing.policies import Proportional
 from multitune.mixing.tokens import tokenise
@@ -116,6 +118,26 @@ def test_a_killed_run_ends_with_the_weights_and_log_of_an_undisturbed_one(tmp_pa
     resumed, resumed_log = run(tmp_path / "2", tables, tokenizer, dropout=0.2)
     assert_same_weights(undisturbed, resumed)
     assert [line["loss"] for line in log] == [line["loss"] for line in resumed_log]
+
+
+def run_adalora(folder, tables, tokenizer):
+    backbone = Backbone(make_model(), tokenizer, "causal", ModelConfig(name="toy"), ())
+    backbone = adapt(backbone, AdaptationConfig(method="adalora", init_r=6, target_r=2), steps=10)
+    config = TrainingConfig(**{**SETTINGS, "steps": 10, "save_steps": 100})
+    training.train(backbone, tables, Proportional(), config, folder, seed=0)
+    log = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return backbone.model.state_dict(), log
+
+
+@pytest.mark.parametrize("step", [3, 7])  # while ranks are being moved, and after they have settled
+def test_a_killed_adalora_ends_with_the_ranks_of_an_undisturbed_one(tmp_path, tables, tokenizer, step):
+    undisturbed, log = run_adalora(tmp_path / "1", tables, tokenizer)
+    with pytest.raises(Interrupted):
+        with_signal_at(step, run_adalora, tmp_path / "2", tables, tokenizer)
+    resumed, resumed_log = run_adalora(tmp_path / "2", tables, tokenizer)
+    assert_same_weights(undisturbed, resumed)
+    assert log == resumed_log
+    assert any((tensor == 0).any() for name, tensor in resumed.items() if "lora_E" in name), "ranks were given away"
 
 
 def with_signal_at(step, function, *arguments, **settings):

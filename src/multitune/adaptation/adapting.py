@@ -12,6 +12,8 @@ from multitune.adaptation.config import AdaptationConfig, peft_fields
 from multitune.errors import MultituneError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from multitune.models.loading import Backbone, ModelFacts
     from multitune.tasks.task import Form, Task
 
@@ -96,7 +98,7 @@ def allocate_ranks(model: Any, step: int) -> None:
         model: backbone's model.
         step: optimiser steps done so far.
     """
-    adapted = getattr(model, "encoder", model)
+    adapted = _adapted(model)
     allocate = getattr(getattr(adapted, "base_model", None), "update_and_allocate", None)
     if allocate is not None:
         allocate(step)
@@ -107,13 +109,77 @@ def schedule_ranks(model: Any, steps: int) -> None:
 
     Call it before the first step. The warm-up and the final phase keep their shares of the whole.
     """
-    adapted = getattr(model, "encoder", model)
-    config = getattr(adapted, "active_peft_config", None)
-    if config is None or not hasattr(config, "tfinal"):
+    if not _allocates_ranks(model):
         return
+    adapted = _adapted(model)
+    config = adapted.active_peft_config
     share = steps / config.total_step
     config.total_step, config.tinit, config.tfinal = steps, int(config.tinit * share), int(config.tfinal * share)
     adapted.base_model.rankallocator.set_total_step(steps)
+
+
+def orthogonality(model: Any) -> Tensor | None:
+    """Return AdaLoRA's penalty on singular vectors that are not orthogonal (arXiv:2303.10512, equation 4), times its
+    weight; None for other models.
+
+    As peft computes it inside a forward with labels, which training here does not use: the mean over all A and B of
+    the Frobenius norm of their Gram matrix less the identity.
+
+    Args:
+        model: backbone's model.
+    """
+    import torch
+
+    if not _allocates_ranks(model):
+        return None
+    terms = []
+    for name, p in _adapted(model).named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = p @ p.T if "lora_A" in name else p.T @ p
+            terms.append(torch.linalg.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)))
+    weight: float = _adapted(model).active_peft_config.orth_reg_weight
+    return weight * torch.stack(terms).mean()
+
+
+def rank_state(model: Any) -> dict[str, Tensor]:
+    """Return what AdaLoRA has learned of its ranks (importances, their averages, the ranks kept); {} for others."""
+    import torch
+
+    if not _allocates_ranks(model):
+        return {}
+    adapted = _adapted(model)
+    allocator = adapted.base_model.rankallocator
+    state = {f"{kind}/{name}": p for kind in _STATISTICS for name, p in getattr(allocator, kind).items()}
+    pattern = adapted.active_peft_config.rank_pattern or {}
+    return state | {f"rank_pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+
+def load_rank_state(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Give back what `rank_state` returned; models other than AdaLoRA's are left alone."""
+    if not _allocates_ranks(model):
+        return
+    adapted = _adapted(model)
+    allocator, config = adapted.base_model.rankallocator, adapted.active_peft_config
+    allocator.reset_ipt()
+    for key, tensor in state.items():
+        kind, name = key.split("/", 1)
+        if kind == "rank_pattern":
+            config.rank_pattern = {**(config.rank_pattern or {}), name: tensor.tolist()}
+        else:
+            getattr(allocator, kind)[name] = tensor.to(adapted.device)
+
+
+_STATISTICS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def _adapted(model: Any) -> Any:
+    """Return the PeftModel: the model itself, or the encoder below the heads."""
+    return model.encoder if hasattr(model, "heads") else model
+
+
+def _allocates_ranks(model: Any) -> bool:
+    config = getattr(_adapted(model), "active_peft_config", None)
+    return config is not None and config.peft_type.value == "ADALORA"
 
 
 def _refuse_full_quantised(backbone: Backbone) -> None:

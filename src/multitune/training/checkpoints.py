@@ -26,6 +26,7 @@ logger = logging.getLogger("multitune.training")
 
 MANIFEST = "whole.json"
 BALANCER = "balancer.safetensors"
+RANKS = "ranks.safetensors"
 
 
 def write_checkpoint(
@@ -38,6 +39,7 @@ def write_checkpoint(
     random_states: dict[str, Tensor],
     trainer_state: str,
     fingerprint: str,
+    ranks: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint under a temporary name and rename it when every byte is there.
 
@@ -50,6 +52,7 @@ def write_checkpoint(
         random_states: uint8 tensors [processes, bytes] by device type.
         trainer_state: the Trainer's state as JSON.
         fingerprint: of everything that determines the run; ``find_checkpoint`` resumes only on equality.
+        ranks: what AdaLoRA knows of its ranks; nothing for other methods.
 
     Raises:
         OSError: when the disk is full or the folder cannot be written; nothing half-written keeps the final name.
@@ -67,6 +70,8 @@ def write_checkpoint(
         (partial / "trainer_state.json").write_text(trainer_state)
         if balancer:
             save_file({name: tensor.contiguous() for name, tensor in balancer.items()}, partial / BALANCER)
+        if ranks:
+            save_file({name: tensor.contiguous().clone() for name, tensor in ranks.items()}, partial / RANKS)
         save_file(random_states, partial / "random.safetensors")
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps({"fingerprint": fingerprint, "sizes": sizes}))
@@ -134,6 +139,12 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule:
 def load_balancer(checkpoint: Path) -> dict[str, Tensor]:
     """Return the balancer's state by name; empty where nothing was written, as for one that keeps no state."""
     path = checkpoint / BALANCER
+    return load_file(path) if path.exists() else {}
+
+
+def load_ranks(checkpoint: Path) -> dict[str, Tensor]:
+    """Return AdaLoRA's state by name; empty for other methods."""
+    path = checkpoint / RANKS
     return load_file(path) if path.exists() else {}
 
 

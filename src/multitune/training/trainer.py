@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from multitune.adaptation.adapting import load_rank_state, orthogonality, rank_state
 from multitune.errors import MultituneError
 from multitune.mixing.batches import TrainingBatches
 from multitune.objectives.aggregation import Aggregation
@@ -134,7 +135,7 @@ class MultiTaskTrainer(Trainer):
             # padding is no work done: an example id or the attention mask says what is a token
             tokens_BS = batch["attention_mask"] if "attention_mask" in batch else batch["example_ids"] >= 0
             self._tokens_since_log = self._tokens_since_log + tokens_BS.sum()
-        self._micro_batches_left = len(batches)
+        self._micro_batches = self._micro_batches_left = len(batches)
         return batches, None
 
     # -- loss ----------------------------------------------------------------------------------------------------
@@ -144,7 +145,9 @@ class MultiTaskTrainer(Trainer):
     ) -> Tensor:
         """Return the micro-batch's part of the loss, times the number of processes as their gradients are averaged."""
         nll_N = self._token_losses(model, inputs)
-        return self.objective.loss(inputs, nll_N) * self.args.world_size
+        loss = self.objective.loss(inputs, nll_N) * self.args.world_size
+        penalty = orthogonality(self.model.model)
+        return loss if penalty is None else loss + penalty / self._micro_batches
 
     def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward; where gradients are balanced, one backward pass for every task."""
@@ -159,6 +162,8 @@ class MultiTaskTrainer(Trainer):
         self._micro_batches_left -= 1
         if self._micro_batches_left == 0 and self.balancing is not None:
             self.task_gradients.combine(self.balancing.coefficients, self.objective.present_T)
+            if (penalty := orthogonality(self.model.model)) is not None:
+                penalty.backward()  # belongs to no task
         return self.objective.loss(inputs, nll_N.detach()) * self.args.world_size
 
     def _token_losses(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
@@ -252,6 +257,7 @@ class MultiTaskTrainer(Trainer):
                 random_states=random_states,
                 trainer_state=json.dumps(_plain_state(self.state)),
                 fingerprint=self.fingerprint,
+                ranks=rank_state(self.model.model),
             )
         except (OSError, SafetensorError) as error:
             raise _cannot_write(error, folder) from error
@@ -265,6 +271,7 @@ class MultiTaskTrainer(Trainer):
             assert self.optimizer is not None
             self._resumed_from = checkpoint
             checkpoints.load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            load_rank_state(self.model.model, checkpoints.load_ranks(Path(checkpoint)))
             if self.balancing:
                 self.balancing.balancer.load_state_dict(checkpoints.load_balancer(Path(checkpoint)))
 
