@@ -315,6 +315,8 @@ def _trains_everything(backbone: Backbone) -> bool:
 
 def _prepare(backbone: Backbone, config: TrainingConfig) -> None:
     """Switch on what belongs to the backbone itself: gradient checkpointing and Liger kernels."""
+    if getattr(backbone.model.config, "output_router_logits", False):
+        logger.warning("the model asks for its router loss (output_router_logits), which is not added here")
     if config.gradient_checkpointing:
         recompute_activations(backbone.model.encoder if backbone.form == "encoder" else backbone.model)
     if config.liger == "auto" and torch.cuda.is_available():
