@@ -15,6 +15,9 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override any key, as in steps.joint.training.epochs=2.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="Steps that run at once, each in a process with its share of the cores.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Let a sweep expand to more than 24 runs.")]
 
 
@@ -23,6 +26,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder. Default: runs/<recipe's name>.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run folder holds.")] = False,
+    jobs: Jobs = 1,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -32,10 +36,10 @@ def run(
 
     speak()
     loaded = load(recipe, overrides, many=yes)
-    run_and_report(loaded, out or Path("runs") / loaded.name, fresh=fresh, json=json)
+    run_and_report(loaded, out or Path("runs") / loaded.name, fresh=fresh, jobs=jobs, json=json)
 
 
-def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool) -> None:
+def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool, jobs: int = 1) -> None:
     """Run a recipe or a sweep, write the report, print the tables and where everything lies."""
     import sys
 
@@ -50,7 +54,7 @@ def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool
     command = " ".join(["multitune", *sys.argv[1:]])
     try:
         with scoring_progress() as progress:
-            result = execute(recipe, out, fresh=fresh, command=command, progress=progress)
+            result = execute(recipe, out, fresh=fresh, command=command, progress=progress, jobs=jobs)
     except Interrupted as stop:
         raise Stopped(str(stop), str(stop.checkpoint or out)) from stop
     except NodesFailed:

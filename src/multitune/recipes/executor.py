@@ -12,6 +12,8 @@ from typing import Any
 
 from multitune.recipes.failures import Failure, NodesFailed
 from multitune.recipes.node import Opened, ScoringProgress, do, is_finished, prepare
+from multitune.recipes.parallel import side_by_side
+from multitune.recipes.processes import LocalProcesses
 from multitune.recipes.results import Results
 from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, locked_and_clean
 from multitune.recipes.schema import Recipe
@@ -46,31 +48,39 @@ def run(
     fresh: bool = False,
     command: str = "",
     progress: ScoringProgress | None = None,
+    jobs: int = 1,
 ) -> RunResult:
     """Run a recipe or a sweep into a folder; go on where an earlier run of it stopped.
 
     A node whose inputs are those of its finished result is kept. A changed node is done again, and with it what reads
-    its model. A killed training goes on from its last whole checkpoint. In a sweep, variants share equal nodes, and a
-    node that fails does not lose the others: those that do not need it are done, and the failures told at the end.
+    its model. A killed training goes on from its last whole checkpoint. In a sweep, variants share equal nodes. In a
+    sweep and with several jobs, a node that fails does not lose the others: those that do not need it are done, and the
+    failures told at the end.
 
     Args:
         recipe: checked by ``load``.
         out: the run folder; made when it does not exist.
         fresh: forget what the folder holds.
         command: as shown in ``run.json`` and in how to go on.
-        progress: called with (task, examples done, examples in all) while scoring.
+        progress: called with (task, examples done, examples in all) while scoring, of a node in this process.
+        jobs: nodes at once, in processes of their own if there are several; these share out the cores.
 
     Raises:
         MultituneError: whatever is wrong with data, model, folder or training.
-        NodesFailed: the nodes of a sweep that failed; the others are done.
-        Interrupted: training was asked to stop; the same command goes on.
+        NodesFailed: the nodes of a sweep or of several jobs that failed; the others are done.
+        KeyboardInterrupt: someone asked to stop; the same command goes on.
     """
     started = time.monotonic()
-    with locked_and_clean(Path(out)), _disk_errors(Path(out)):
+    with locked_and_clean(Path(out)) as lock, _disk_errors(Path(out)):
         run = _prepared(recipe, Path(out), command, fresh)
         kept = tuple(work.label for work in run.works if work.key in run.results.finished)
         try:
-            failures = _in_turn(run, progress, keep_going=isinstance(recipe, Sweep))
+            if jobs > 1 and len(kept) < len(run.works):
+                run.worked = True
+                workers = LocalProcesses(jobs, lock)
+                failures = side_by_side(run.works, run.opened, run.results.finished, workers, run.show)
+            else:
+                failures = _in_turn(run, progress, keep_going=isinstance(recipe, Sweep))
         finally:
             seconds = time.monotonic() - started
             run.record(command, seconds)
@@ -103,6 +113,11 @@ class _Run:
     def done(self) -> tuple[str, ...]:
         """Labels of what was done in this invocation."""
         return tuple(work.label for work in self.works if work.key in self.seconds)
+
+    def show(self, work: Work, seconds: float) -> None:
+        """Take in a node that was just done."""
+        self.seconds[work.key] = seconds
+        self.results.show([work], new=True)
 
     def record(self, command: str, seconds: float) -> None:
         """Write the facts of this invocation, if it did anything."""
@@ -155,8 +170,7 @@ def _in_turn(run: _Run, progress: ScoringProgress | None, *, keep_going: bool) -
             failures.append(Failure.of(work.label, error))
             logger.warning("%s failed: %s", work.label, failures[-1].errors[0].what)
             continue
-        run.seconds[work.key] = time.monotonic() - started
-        run.results.show([work], new=True)
+        run.show(work, time.monotonic() - started)
     return failures
 
 
