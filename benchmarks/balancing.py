@@ -24,8 +24,8 @@ TASKS, ROWS, VALIDATION_ROWS = 4, 8, 40
 ARMS: dict[str, dict[str, Any]] = {
     "task_token_mean (case 3)": {},
     "token_mean (case 1)": {"aggregation": "token_mean"},
-    "focal_sample": {"aggregation": "focal_sample"},
-    "focal_task": {"aggregation": "focal_task"},
+    "focal, sample level": {"aggregation": "task_sample_mean", "focal": {"level": "sample"}},
+    "focal, task level": {"aggregation": "task_sample_mean", "focal": {"level": "task"}},
     "coba": {"balancer": {"method": "coba"}},
     "self_paced": {"balancer": {"method": "self_paced"}},
     "famo": {"balancer": {"method": "famo"}},
