@@ -216,3 +216,14 @@ def test_a_balanced_and_evaluated_run_says_so_in_its_log_and_report(go, recipe, 
     assert go() == []
     (data / "data/sign/train.jsonl").write_text('{"text": "number 1", "label": "minus"}\n' * 30)
     assert "joint" in go()
+
+
+def test_a_training_goes_on_from_the_model_of_one_task_alone(go, recipe, tmp_path):
+    training = recipe["steps"]["joint"]["training"]
+    recipe["steps"] = {
+        "alone": {"tasks": "each", "export": "merged", "training": training},
+        "further": {"model": "alone.sign", "tasks": ["echo"], "training": training},
+    }
+    assert "further" in go()
+    artifact = json.loads((tmp_path / "run/steps/further/artifact.json").read_text())
+    assert (artifact["model"], artifact["tasks"]) == ("alone.sign", ["echo"])

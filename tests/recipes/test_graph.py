@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from multitune.errors import MultituneErrors
 from multitune.recipes.graph import ScoreNode, build
 from multitune.recipes.loading import load_recipe
 
@@ -29,3 +32,22 @@ def test_scoring_can_be_switched_off_and_asked_for(recipe, write):
     assert [n.name for n in nodes] == ["joint", "again"]
     assert isinstance(nodes[1], ScoreNode)
     assert (nodes[1].model, nodes[1].tasks, nodes[1].config.rows) == ("joint", ("mark",), 2)
+
+
+def test_a_step_can_start_from_the_model_of_one_task_alone(recipe, write):
+    recipe["steps"] = {
+        "further": {"model": "alone.sign", "tasks": ["echo"]},
+        "alone": {"tasks": "each", "export": "merged"},
+        "again": {"do": "score", "model": "alone.echo"},
+    }
+    assert names(recipe, write) == [
+        "base@score",
+        *("alone.sign", "alone.sign@score", "alone.echo", "alone.echo@score"),
+        *("further", "further@score", "again"),
+    ]
+
+
+def test_a_model_that_no_step_leaves_is_told_with_the_nearest(recipe, write):
+    recipe["steps"] = {"alone": {"tasks": "each", "export": "merged"}, "further": {"model": "alone.sgin"}}
+    with pytest.raises(MultituneErrors, match=r"Did you mean 'alone\.sign'"):
+        load_recipe(write(recipe))

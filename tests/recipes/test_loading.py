@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from multitune.errors import MultituneError, MultituneErrors
 from multitune.recipes.loading import load_recipe
+from multitune.recipes.run_folder import resolved_text
 
 
 def mistakes(path, *overrides):
@@ -109,9 +111,27 @@ def test_a_suite_file_may_hold_the_tasks(recipe, write, data):
     tasks = {"echo": {"train": "../data/echo/train.jsonl", "test": "../data/echo/test.jsonl"}}
     (data / "suites" / "suite.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
     recipe["tasks"] = "suites/suite.yaml"
-    assert load_recipe(write(recipe)).tasks["echo"].train.path == "suites/../data/echo/train.jsonl"
+    source = load_recipe(write(recipe)).tasks["echo"].train.path
+    assert Path(source).resolve() == data / "data/echo/train.jsonl"
 
 
 def test_a_missing_recipe_is_told(tmp_path):
     with pytest.raises(MultituneError, match="no file"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+def test_the_paths_of_tasks_start_at_the_data_folder(recipe, write, data):
+    recipe["data_folder"] = "data"
+    for task in recipe["tasks"].values():
+        for split in ("train", "test"):
+            if split in task:
+                task[split] = task[split].removeprefix("data/")
+    loaded = load_recipe(write(recipe))
+    assert loaded.folder == data / "data"
+    moved = data / "elsewhere"
+    (data / "data").rename(moved)
+    with pytest.raises(MultituneError, match="The data folder 'data' does not exist"):
+        load_recipe(write(recipe))
+    assert load_recipe(write(recipe), [f"data_folder={moved}"]).folder == moved
+    (data / "resolved.yaml").write_text(resolved_text(load_recipe(write(recipe), [f"data_folder={moved}"])))
+    assert load_recipe(data / "resolved.yaml").tasks["sign"].train.path == str(moved / "sign/train.jsonl")

@@ -126,7 +126,9 @@ def _check_metric(name: str, task: Task, document: Document, key: KeyPath) -> It
 def _check_model_of(
     name: str, step: TrainStep | ScoreStep, recipe: Recipe, document: Document
 ) -> Iterator[MultituneError]:
-    models = [BASE, *(other for other, made in recipe.train_steps() if made.tasks != "each")]
+    models = [BASE]
+    for other, made in recipe.train_steps():
+        models += [f"{other}.{task}" for task in recipe.training_tasks] if made.tasks == "each" else [other]
     if step.model not in models:
         yield MultituneError(
             f"There is no model '{step.model}'.{nearest(step.model, models)}",
@@ -215,12 +217,12 @@ def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: 
 def _check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
     """Check that what a step leaves can be trained further where another step does so."""
     for name, step in recipe.train_steps():
-        start = recipe.steps.get(step.model)
+        start = recipe.steps.get(step.model.partition(".")[0])
         if isinstance(start, TrainStep) and start.adapt.method != "full" and start.export == "adapter":
             yield MultituneError(
                 f"The step '{step.model}' leaves an adapter, which cannot be trained further as it is.",
                 document.where(("steps", name, "model")),
-                f"Set steps.{step.model}.export to merged.",
+                f"Set steps.{step.model.partition('.')[0]}.export to merged.",
             )
 
 

@@ -42,7 +42,7 @@ def build(recipe: Recipe) -> list[Node]:
     Raises:
         MultituneError: steps that wait for one another.
     """
-    order = _order({name: step.model for name, step in recipe.steps.items()})
+    order = _order({name: step.model.partition(".")[0] for name, step in recipe.steps.items()})
     nodes: list[Node] = []
     if recipe.score:
         nodes.append(ScoreNode(f"{BASE}@score", BASE, tuple(recipe.tasks), recipe.score))

@@ -82,7 +82,7 @@ def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[
     _assign_all(document, {key: value for key, value in assignments.items() if key != "tasks"})
     folder = document.path.resolve().parent
     try:
-        recipe = Recipe.model_validate({**document.data, "folder": folder})
+        recipe = Recipe.model_validate({**document.data, "folder": data_folder(document)})
     except ValidationError as error:
         raise schema_errors(error, document) from None
     if errors := list(cross_checks(recipe, document)):
@@ -91,6 +91,25 @@ def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[
         beside = recipe.model.model_copy(update={"name": str(folder / recipe.model.name)})
         recipe = recipe.model_copy(update={"model": beside})
     return recipe
+
+
+def data_folder(document: Document) -> Path:
+    """Return the absolute folder that the paths of a document's tasks start from.
+
+    Raises:
+        MultituneError: its data_folder does not exist.
+    """
+    folder = document.path.resolve().parent
+    written = document.data.get("data_folder")
+    if not isinstance(written, str):  # absent, or a mistake that the schema tells
+        return folder
+    if not (found := (folder / Path(written).expanduser()).resolve()).is_dir():
+        raise MultituneError(
+            f"The data folder '{written}' does not exist.",
+            document.where(("data_folder",)),
+            "Correct the path, or set another one for this run: --set data_folder=/my/data.",
+        )
+    return found
 
 
 def _assign_all(document: Document, assignments: Mapping[str, Value]) -> None:
@@ -120,7 +139,7 @@ def _include_suite(document: Document) -> None:
     tasks = suite.data.get("tasks")
     if not isinstance(tasks, dict):
         raise MultituneError("A suite file needs the key tasks.", str(suite.path), "Write tasks: {name: {...}}.")
-    beside = Path(name).parent
+    beside = suite.path.resolve().parent
     for task in tasks.values():
         for split in ("train", "validation", "test"):
             source = task.get(split) if isinstance(task, dict) else None

@@ -159,7 +159,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 def resolved_text(recipe: Recipe) -> str:
     """Return the recipe with every default as YAML, its paths absolute, so that it can be run from where it lies."""
-    resolved = recipe.model_dump(mode="json", exclude_none=True)
+    resolved = recipe.model_dump(mode="json", exclude_none=True, exclude={"data_folder"})
     for name, task in recipe.tasks.items():
         for split in ("train", "validation", "test"):
             source = task.source(split)

@@ -25,7 +25,9 @@ class TrainStep(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     do: Literal["train"] = "train"
-    model: str = Field(BASE, description="base, or the step whose model is trained further")
+    model: str = Field(
+        BASE, description="base, or the step whose model is trained further; STEP.TASK of a step with tasks: each"
+    )
     tasks: Literal["all", "each"] | tuple[str, ...] = Field(
         "all", description="all training tasks together, each in a model of its own, or the named ones together"
     )
@@ -39,7 +41,7 @@ class ScoreStep(ScoreConfig):
     """Scores a model beside the scores that every model gets anyway: other splits, rows or templates."""
 
     do: Literal["score"]
-    model: str = Field(BASE, description="base, or a step's name")
+    model: str = Field(BASE, description="base, a step's name, or STEP.TASK of a step with tasks: each")
     tasks: Literal["all"] | tuple[str, ...] = "all"
 
 
@@ -79,7 +81,8 @@ class Recipe(BaseModel):
     steps: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Step] = Field(
         {"joint": TrainStep()}, description="steps by name; without any, one train step called joint"
     )
-    folder: Path = Field(Path(), exclude=True, description="what the recipe's paths are relative to; set on loading")
+    data_folder: str | None = Field(None, description="where the tasks' paths start; default: the recipe's own folder")
+    folder: Path = Field(Path(), exclude=True, description="the same, absolute; set on loading")
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from multitune.errors import MultituneError
-from multitune.recipes.loading import schema_errors
+from multitune.recipes.loading import data_folder, schema_errors
 from multitune.recipes.node import with_heads
 from multitune.recipes.reading import read_yaml
 from multitune.recipes.run_folder import disk_error
@@ -80,7 +80,7 @@ def _tasks(file: Path) -> tuple[list[Task], Path]:
             found.append(Task.model_validate({"name": name, **task}))
         except ValidationError as error:
             raise schema_errors(error, document, ("tasks", name)) from None
-    return found, file.resolve().parent
+    return found, data_folder(document)
 
 
 def _backbone(model: str, tasks: list[Task], seed: int) -> Backbone:
