@@ -16,7 +16,14 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 Jobs = Annotated[
-    int, typer.Option("--jobs", min=1, help="Steps that run at once, each in a process with its share of the cores.")
+    int | None,
+    typer.Option("--jobs", min=1, help="Steps that run at once, each in a process with its share of the cores."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="Run steps on a Ray cluster: host:port, auto, or local to start one."
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Let a sweep expand to more than 24 runs.")]
 
@@ -26,7 +33,8 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder. Default: runs/<recipe's name>.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing changes it
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the run folder holds.")] = False,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
+    ray: Ray = None,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -36,10 +44,12 @@ def run(
 
     speak()
     loaded = load(recipe, overrides, many=yes)
-    run_and_report(loaded, out or Path("runs") / loaded.name, fresh=fresh, jobs=jobs, json=json)
+    run_and_report(loaded, out or Path("runs") / loaded.name, fresh=fresh, jobs=jobs, ray=ray, json=json)
 
 
-def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool, jobs: int = 1) -> None:
+def run_and_report(
+    recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool, jobs: int | None = None, ray: str | None = None
+) -> None:
     """Run a recipe or a sweep, write the report, print the tables and where everything lies."""
     import sys
 
@@ -54,7 +64,7 @@ def run_and_report(recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool
     command = " ".join(["multitune", *sys.argv[1:]])
     try:
         with scoring_progress() as progress:
-            result = execute(recipe, out, fresh=fresh, command=command, progress=progress, jobs=jobs)
+            result = execute(recipe, out, fresh=fresh, command=command, progress=progress, jobs=jobs, ray=ray)
     except Interrupted as stop:
         raise Stopped(str(stop), str(stop.checkpoint or out)) from stop
     except NodesFailed:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from multitune.recipes.cluster import RayCluster
 from multitune.recipes.failures import Failure, NodesFailed
 from multitune.recipes.node import Opened, ScoringProgress, do, is_finished, prepare
-from multitune.recipes.parallel import side_by_side
+from multitune.recipes.parallel import Workers, side_by_side
 from multitune.recipes.processes import LocalProcesses
 from multitune.recipes.results import Results
 from multitune.recipes.run_folder import WRITING_FAILED, RunFolder, disk_error, locked_and_clean
@@ -48,7 +49,8 @@ def run(
     fresh: bool = False,
     command: str = "",
     progress: ScoringProgress | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
 ) -> RunResult:
     """Run a recipe or a sweep into a folder; go on where an earlier run of it stopped.
 
@@ -64,10 +66,11 @@ def run(
         command: as shown in ``run.json`` and in how to go on.
         progress: called with (task, examples done, examples in all) while scoring, of a node in this process.
         jobs: nodes at once, in processes of their own if there are several; these share out the cores.
+        ray: address of a Ray cluster that does the nodes instead, or "local"; see ``RayCluster``.
 
     Raises:
         MultituneError: whatever is wrong with data, model, folder or training.
-        NodesFailed: the nodes of a sweep or of several jobs that failed; the others are done.
+        NodesFailed: the nodes that failed of a sweep, of several jobs, or on a cluster; the others are done.
         KeyboardInterrupt: someone asked to stop; the same command goes on.
     """
     started = time.monotonic()
@@ -75,9 +78,9 @@ def run(
         run = _prepared(recipe, Path(out), command, fresh)
         kept = tuple(work.label for work in run.works if work.key in run.results.finished)
         try:
-            if jobs > 1 and len(kept) < len(run.works):
+            if (ray or (jobs or 1) > 1) and len(kept) < len(run.works):
+                workers: Workers = RayCluster(ray, jobs) if ray else LocalProcesses(jobs or 1, lock)
                 run.worked = True
-                workers = LocalProcesses(jobs, lock)
                 failures = side_by_side(run.works, run.opened, run.results.finished, workers, run.show)
             else:
                 failures = _in_turn(run, progress, keep_going=isinstance(recipe, Sweep))

@@ -120,6 +120,6 @@ def _died(code: int, log: str) -> dict[str, Any]:
     """Return the outcome of a process that ended without one; killed by SIGTERM it was asked to stop."""
     if code == -15:
         return {"status": "interrupted", "errors": []}
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    what = f"The process was killed by signal {-code}." if code < 0 else f"The process ended with code {code}."
     mend = "Look at its last lines; without any, memory may have run out: use fewer --jobs. What is done is kept."
-    return {"status": "failure", "errors": [{"what": f"The process {how}.", "where": log, "mend": mend}]}
+    return {"status": "failure", "errors": [{"what": what, "where": log, "mend": mend}]}
