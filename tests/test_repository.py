@@ -171,14 +171,14 @@ RECIPES = [
 
 @pytest.mark.parametrize("text", RECIPES)
 def test_recipes_in_the_documentation_are_valid(text, tmp_path):
-    from multitune.recipes.loading import load_recipe
+    from multitune.recipes.loading import load
 
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     for name in re.findall(r"[\w/-]+\.(?:jsonl|csv|parquet)", text):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n", encoding="utf-8")
-    load_recipe(path, [])
+    load(path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/recipe.yaml")), ids=relative)
