@@ -68,6 +68,7 @@ def told(system: System) -> dict[str, Any]:
         "published": account.published,
         "faithful": account.faithful,
         "deviates": account.deviates,
+        "found": account.found,
         "used": account.used,
         "scales": {
             name: {"told": scale.told, "seeds": scale.seeds, "needs_gpu": scale.needs_gpu}

@@ -80,6 +80,8 @@ def system_page(system: System, figures: dict[str, str] | None = None) -> str:
     for scale in account.scales:
         if result := committed_result(system, scale):
             lines += _verdicts(result, (figures or {}).get(scale))
+    if account.found and committed_result(system):
+        lines += _list("What was found", account.found)
     lines += _list("What the paper claims", account.published)
     lines += _list("What is done as published", account.faithful)
     lines += _list("What deviates, and why", account.deviates)
@@ -120,7 +122,8 @@ def _measured_by(result: dict[str, Any]) -> str:
     gpu = "no GPU" if machine["accelerator"] == "none" else machine["accelerator"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("multitune", "torch", "transformers"))
     return (
-        f"Measured by `{result['command']}` on {result['date']}: {seeds_told(result)}, {duration(result)} "
+        f"Measured by `{result['command']}` on {result['date']}: {seeds_told(result)}, {duration(result)}, "
+        f"{result['process_seconds'] / 60:.0f} minutes of processor time "
         f"({machine['threads']} of {machine['processors']} cores, {machine['memory_gib']:.0f} GiB of memory, {gpu}; "
         f"{packages}). The interval of the mean over seeds is the wider one of Student's t and of the bootstrap."
     )

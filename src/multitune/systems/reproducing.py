@@ -149,7 +149,8 @@ def _finished(system: System, scale_name: str, arm: Arm, seed: int, out: Path) -
     work = out / "work" / f"{scale_name}-{arm.name}-seed{seed}"
     work.mkdir(parents=True, exist_ok=True)
     wall, process = time.monotonic(), time.process_time()
-    metrics = system.account.scales[scale_name].run(arm.settings, seed, work)
+    run = system.account.scales[scale_name].run
+    metrics = {name: _rounded(value) for name, value in run(arm.settings, seed, work).items()}
     finished = Finished(metrics, time.monotonic() - wall, time.process_time() - process)
     keep(path, fingerprint, finished)
     shutil.rmtree(out / "work")
@@ -235,4 +236,9 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 def _number(value: float) -> float | None:
     """Return a number as JSON knows it, to six significant digits: None for nan and infinity."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    return _rounded(value) if math.isfinite(value) else None
+
+
+def _rounded(value: float) -> float:
+    """Return six significant digits: what is judged is what is kept, so that going on changes no verdict."""
+    return float(f"{value:.6g}")

@@ -59,6 +59,7 @@ class Account:
         published: what the paper claims, one sentence each.
         faithful: what is done as published.
         deviates: what is done otherwise, and why.
+        found: how the committed numbers are to be read; no numbers of its own.
         used: how a recipe asks for it, in YAML.
         scales: the reproduction by size: "small", and "full" where there is one.
         version: raised when the same settings would give other metrics, so that kept ones are not taken for new ones.
@@ -69,6 +70,7 @@ class Account:
     deviates: tuple[str, ...]
     used: str
     scales: Mapping[str, Scale]
+    found: tuple[str, ...] = ()
     version: int = 1
 
 
