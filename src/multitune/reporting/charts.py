@@ -102,6 +102,10 @@ class Whisker:
     runs: tuple[float, ...]
 
 
+LETTER, WIDE = 6.8, 400.0
+"""Pixels of a letter of a label; the width from which a chart has room for long ones."""
+
+
 def line_panel(
     title: str,
     series: Sequence[Series],
@@ -118,7 +122,9 @@ def line_panel(
         names: every name of the page in order, so that a name looks the same in every chart.
         raw: what the series were smoothed from, drawn faintly behind them.
     """
-    left, right, top, bottom = 40.0, width - 62.0, 10.0, height - 22.0
+    labels = {one.name: cut_name(one.name, 18 if width >= WIDE else 9) for one in series}
+    margin = max(62.0, 14.0 + LETTER * max(map(len, labels.values())))
+    left, right, top, bottom = 40.0, width - margin, 10.0, height - 22.0
     drawn = [*(one.points for one in series), *raw]
     xs = [x for points in drawn for x, _ in points]
     ys = [y for points in drawn for _, y in points]
@@ -159,7 +165,7 @@ def line_panel(
         bottom=bottom,
         raw=tuple(places(points) for points in raw),
         lines=lines,
-        labels=tuple(Label(cut_name(name), ranks[name], ends[name].end_x + 6, label_y[name]) for name in ranks),
+        labels=tuple(Label(labels[name], ranks[name], ends[name].end_x + 6, label_y[name]) for name in ranks),
         x_ticks=tuple(Tick(x_place(x), short(x)) for x in x_values if x <= x_end),
         y_ticks=tuple(Tick(y_place(y), short(y)) for y in y_values),
         summary=f"{title}, steps {short(min(xs))} to {short(x_end)}: {told}",
@@ -219,7 +225,7 @@ def smoothed(values: Sequence[float], counts: Sequence[float], *, memory: float)
     return means
 
 
-def cut_name(name: str, longest: int = 9) -> str:
+def cut_name(name: str, longest: int) -> str:
     """Return a name short enough to stand beside the end of a line."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
