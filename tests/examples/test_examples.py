@@ -107,3 +107,16 @@ def test_chats_train_on_the_assistants_words_and_leave_a_plain_model(tmp_path):
     folder = run / "steps" / "joint" / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.get_input_embeddings().num_embeddings >= len(tokenizer)
+
+
+def test_balancers_are_compared_in_one_sweep(tmp_path):
+    run = tmp_path / "run"
+    overrides = {
+        "sweep.seed": [0],
+        "sweep.steps.joint.training.balancer": {"fixed": None, "nash": "nash"},
+        "steps.joint.training.steps": 2,
+        "score": {"rows": 2},
+    }
+    multitune("run", EXAMPLES / "balancing" / "recipe.yaml", "--out", run, *set_all(overrides))
+    assert {row["variant"] for row in scores(run)} == {"balancer=fixed,seed=0", "balancer=nash,seed=0"}
+    assert {row["task"] for row in scores(run)} == {"swap_ends", "initials", "days_later", "remove_vowels"}
