@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from multitune.errors import MultituneError, MultituneErrors
+from multitune.training.processes import rank
 
 # The class of every usage error (missing argument, unknown option); typer exports only its child BadParameter, and
 # keeps the parent in click or in its own copy of click, depending on the version.
@@ -98,6 +99,8 @@ def tell_people(found: list[dict[str, str]], code: int, debug: bool) -> int:
         traceback.print_exc()
     for mistake in found:
         head = "" if code == INTERRUPTED else "error: "
+        if rank():
+            head = f"process {rank()}: {head}"
         print(f"{head}{mistake['what']}", file=sys.stderr)
         if mistake["where"]:
             print(f"  where: {mistake['where']}", file=sys.stderr)

@@ -48,7 +48,8 @@ def speak() -> None:
         logger.addHandler(
             RichHandler(console=stderr_console(), show_time=False, show_path=False, show_level=False, markup=False)
         )
-    logger.setLevel(logging.INFO)
+    # of several processes one says what all of them do; the others only warn
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     logger.propagate = False
 
 

@@ -60,6 +60,7 @@ def run_and_report(
     from multitune.recipes.failures import NodesFailed
     from multitune.recipes.schema import Recipe
     from multitune.training.interrupts import Interrupted
+    from multitune.training.processes import is_main
 
     command = " ".join(["multitune", *sys.argv[1:]])
     try:
@@ -71,6 +72,8 @@ def run_and_report(
         if (out / "scoreboard.parquet").exists():  # what is done can be looked at
             _reported(out, show=not json)
         raise
+    if not is_main():
+        return  # one process answers
     answer: dict[str, Any] = {
         "run": result.folder,
         "done": result.done,

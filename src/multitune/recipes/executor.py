@@ -21,8 +21,12 @@ from multitune.recipes.schema import Recipe
 from multitune.recipes.sweep import Sweep, Variant
 from multitune.recipes.sweep_folder import SweepFolder
 from multitune.recipes.work import Work, lay_out
+from multitune.training.processes import broadcast, is_main, world_size
 
 logger = logging.getLogger("multitune.recipes")
+
+END = ""
+"""What the main process announces to the others when nothing is left to be done."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ def run(
         NodesFailed: the nodes that failed of a sweep, of several jobs, or on a cluster; the others are done.
         KeyboardInterrupt: someone asked to stop; the same command goes on.
     """
+    if not is_main():
+        _follow(recipe, Path(out))
+        return RunResult(Path(out), (), (), 0.0)
     started = time.monotonic()
     with locked_and_clean(Path(out)) as lock, _disk_errors(Path(out)):
         run = _prepared(recipe, Path(out), command, fresh)
@@ -83,7 +90,9 @@ def run(
                 run.worked = True
                 failures = side_by_side(run.works, run.opened, run.results.finished, workers, run.show)
             else:
-                failures = _in_turn(run, progress, keep_going=isinstance(recipe, Sweep))
+                # a node that fails on one of several processes leaves the others waiting: all of them end
+                failures = _in_turn(run, progress, keep_going=isinstance(recipe, Sweep) and world_size() == 1)
+            broadcast(END)
         finally:
             seconds = time.monotonic() - started
             run.record(command, seconds)
@@ -166,6 +175,7 @@ def _in_turn(run: _Run, progress: ScoringProgress | None, *, keep_going: bool) -
         started = time.monotonic()
         try:
             prepare(work.node, work.place, work.fingerprint)
+            broadcast(work.key)
             do(work.node, run.opened[work.variant], work.place, work.model, work.fingerprint, progress)
         except Exception as error:
             if not keep_going:
@@ -175,6 +185,18 @@ def _in_turn(run: _Run, progress: ScoringProgress | None, *, keep_going: bool) -
             continue
         run.show(work, time.monotonic() - started)
     return failures
+
+
+def _follow(recipe: Recipe | Sweep, out: Path) -> None:
+    """Do, beside the main process, the nodes that it announces; it alone keeps the run folder."""
+    swept = isinstance(recipe, Sweep)
+    variants = recipe.variants if isinstance(recipe, Sweep) else (Variant("", {}, recipe),)
+    resolved: dict[str, Any] = {}
+    opened = [Opened(variant.recipe, resolved) for variant in variants]
+    works = {work.key: work for work in lay_out(variants, opened, out, swept=swept)}
+    while (key := broadcast(END)) != END:
+        work = works[key]
+        do(work.node, opened[work.variant], work.place, work.model, work.fingerprint)
 
 
 @contextmanager

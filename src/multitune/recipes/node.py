@@ -18,6 +18,7 @@ from multitune.recipes.graph import Node, ScoreNode, TrainNode, refuse_rows_long
 from multitune.recipes.run_folder import disk_error, read_finished, remove, write_whole
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Split, Task
+from multitune.training.processes import first_of_machine_first, gather, is_main, rank, world_size
 
 if TYPE_CHECKING:
     from multitune.mixing.tokens import TokenTable
@@ -91,6 +92,8 @@ def do(
 ) -> None:
     """Do a node and write its result; the file that says so comes last.
 
+    Where a launcher has started several processes, all of them come here with the same node; the main one writes.
+
     Args:
         node: of the recipe.
         opened: the recipe.
@@ -101,11 +104,13 @@ def do(
     """
     if isinstance(node, TrainNode):
         facts = _train(node, opened, place, model)
-        write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
-        shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the model is whole; they only take space
+        if is_main():
+            write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
+            shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the model is whole; they only take space
     else:
         rows = _score(node, opened, place, model, progress)
-        write_whole(place / "scores.json", json.dumps({"fingerprint": inputs, "rows": rows}) + "\n")
+        if is_main():
+            write_whole(place / "scores.json", json.dumps({"fingerprint": inputs, "rows": rows}) + "\n")
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
@@ -138,7 +143,8 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     validation = [_tokens(task, "validation", backbone, node, opened.recipe.folder) for task in watched]
     try:
         result = train(backbone, tables, mixture, config, place, seed=seed, validation=validation, title=node.name)
-        save_backbone(backbone, place / "model", merged=step.export == "merged")
+        if is_main():
+            save_backbone(backbone, place / "model", merged=step.export == "merged")
     except OSError as error:
         raise disk_error(error, place) from error
     facts = {
@@ -151,7 +157,8 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
         "fill": result.fill,
         "rows": {table.task: len(table) for table in tables},
     }
-    write_whole(place / "model" / "README.md", model_card(opened.recipe, node, place / "model", facts, []))
+    if is_main():
+        write_whole(place / "model" / "README.md", model_card(opened.recipe, node, place / "model", facts, []))
     return facts
 
 
@@ -165,16 +172,17 @@ def _tokens(task: Task, split: Split, backbone: Backbone, node: TrainNode, folde
     from multitune.mixing.tokens import tokenise
 
     config = node.step.training
-    return tokenise(
-        task,
-        split,
-        backbone.tokenizer,
-        backbone.form,
-        folder,
-        max_length=config.max_length,
-        on_overlong=config.on_overlong,
-        cache=fingerprint.cache_folder() / "tokens",
-    )
+    with first_of_machine_first():
+        return tokenise(
+            task,
+            split,
+            backbone.tokenizer,
+            backbone.form,
+            folder,
+            max_length=config.max_length,
+            on_overlong=config.on_overlong,
+            cache=fingerprint.cache_folder() / "tokens",
+        )
 
 
 def _is_whole(model: Path) -> bool:
@@ -250,7 +258,12 @@ def _score(
         tasks = with_heads(backbone, tasks)
     logger.info("scoring %s on %d tasks", node.model, len(tasks))
     # The intervals have a seed of their own: training seeds share the scores of a base that none of them changes.
-    scores = score_tasks(backbone, tasks, recipe.folder, node.config, seed=INTERVALS_SEED, progress=progress)
+    own = tasks[rank() :: world_size()]  # every process scores some of the tasks
+    scored = score_tasks(backbone, own, recipe.folder, node.config, seed=INTERVALS_SEED, progress=progress)
+    by_task = {score.task: score for part in gather(scored) for score in part}
+    if not is_main():
+        return []
+    scores = [by_task[task.name] for task in tasks]
     try:
         remove(place / "predictions")
         save_predictions(scores, place / "predictions")

@@ -20,6 +20,7 @@ from multitune.mixing.validation import single_pass
 from multitune.training.checkpoints import trainable_state
 from multitune.training.config import TrainingConfig
 from multitune.training.logs import JsonLinesLog
+from multitune.training.processes import broadcast, is_main
 from multitune.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger("multitune.training")
@@ -38,7 +39,6 @@ class Evaluation(TrainerCallback):
         patience: evaluations without a lower mean loss after which training stops; None never stops.
         keep_best: whether the best weights are kept.
         resumed_step: lines after it are forgotten.
-        writes: whether this process writes the files.
     """
 
     def __init__(
@@ -51,12 +51,14 @@ class Evaluation(TrainerCallback):
         patience: int | None,
         keep_best: bool,
         resumed_step: int,
-        writes: bool,
     ) -> None:
         self.names, self.losses, self.every, self.patience = tuple(names), losses, every, patience
-        self.folder, self.keep_best, self.writes = folder / "best", keep_best, writes
-        self.log = JsonLinesLog(folder / "validation.jsonl", resumed_step)
-        self.means = {int(record["step"]): float(record["loss"]) for record in self.log.records()}
+        self.folder, self.keep_best = folder / "best", keep_best
+        self.means: dict[int, float] = {}
+        if is_main():
+            self.log = JsonLinesLog(folder / "validation.jsonl", resumed_step)
+            self.means = {int(record["step"]): float(record["loss"]) for record in self.log.records()}
+        self.means = broadcast(self.means)
 
     @property
     def best_step(self) -> int:
@@ -86,7 +88,7 @@ class Evaluation(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop weights that are the best no more; a run resumed from an older checkpoint may still need them."""
-        if self.writes and self.means:
+        if is_main() and self.means:
             for path in self.folder.glob("weights-*.safetensors"):
                 if path != self._weights(self.best_step):
                     path.unlink()
@@ -104,7 +106,7 @@ class Evaluation(TrainerCallback):
     def _evaluate(self, step: int, model: torch.nn.Module) -> None:
         loss_T = self.losses()
         self.means[step] = float(loss_T.mean())
-        if self.writes:
+        if is_main():
             tasks = dict(zip(self.names, loss_T.tolist(), strict=True))
             self.log.write({"step": step, "loss": self.means[step], "tasks": tasks})
             if self.keep_best and self.best_step == step:
@@ -144,7 +146,6 @@ def make_evaluation(
         patience=config.early_stopping_patience,
         keep_best=config.load_best_model_at_end,
         resumed_step=resumed_step,
-        writes=trainer.is_world_process_zero(),
     )
     trainer.add_callback(evaluation)
     return evaluation

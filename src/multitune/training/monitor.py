@@ -53,10 +53,13 @@ class TaskMonitor:
     def refuse_nonfinite(self, step: int) -> None:
         """Raise when a task's loss is NaN or infinite: the weights of this step must not replace a good checkpoint.
 
+        All processes ask together, and raise together.
+
         Raises:
             MultituneError: naming the tasks.
         """
-        finite_T = torch.isfinite(self._local_2T[0]).tolist()
+        broken_T = (~torch.isfinite(self._local_2T[0])).long()
+        finite_T = ((self._reduce(broken_T) if self._reduce is not None else broken_T) == 0).tolist()
         broken = [name for name, finite in zip(self.names, finite_T, strict=True) if not finite]
         if broken:
             raise MultituneError(

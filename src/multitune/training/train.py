@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from multitune.training.interrupts import Interrupted, StopRequest, stop_on_sign
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
 from multitune.training.recomputing import recompute_activations
+from multitune.training.processes import any_of, broadcast, is_main, world_size
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 
 logger = logging.getLogger("multitune.training")
@@ -95,16 +96,12 @@ def train(
         fit_scales(backbone.model, {table.task: table.values for table in tables})
     batches = make_batches(backbone, tables, mixture, config, seed)
     fingerprint = _fingerprint(backbone, [*tables, *validation], mixture, config, seed)
-    resume = find_checkpoint(folder / "checkpoints", fingerprint)
+    # the main process looks: others may stand before files that it is still tidying up
+    resume = broadcast(find_checkpoint(folder / "checkpoints", fingerprint) if is_main() else None)
     resumed_step = int(resume.name.removeprefix("checkpoint-")) if resume else 0
     if resume:
         logger.info("%s goes on from step %d", title, resumed_step)
-    log, view = JsonLinesLog(folder / "log.jsonl", resumed_step), LiveView(title)
-
-    def show(record: dict[str, Any]) -> None:
-        log.write(record)
-        view.show(record)
-
+    show, views = _shown(folder, resumed_step, title) if is_main() else (_unheard, [])
     _prepare(backbone, config)
     stored_dtypes = _train_in_float32(backbone.model)
     started = time.monotonic()
@@ -125,7 +122,7 @@ def train(
             balancing=make_balancing(config, batches, validation, arguments.max_steps, seed),
             log=show,
             fingerprint=fingerprint,
-            callbacks=[stopper, RankAllocation(backbone.model), view],
+            callbacks=[stopper, RankAllocation(backbone.model), *views],
         )
         _remove_default_printers(trainer)
         keep_tracker_files(trainer, folder / "tracking")
@@ -136,9 +133,10 @@ def train(
             else:
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
-            view.close()
+            for view in views:
+                view.close()
     steps = max(resumed_step, trainer.state.global_step)
-    if request.requested:
+    if stopper.stopped:
         raise Interrupted(steps, folder / "checkpoints" / f"checkpoint-{steps}")
     if evaluation and config.load_best_model_at_end:
         evaluation.load_best(trainer.model)
@@ -149,17 +147,35 @@ def train(
     return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill)
 
 
+def _shown(folder: Path, resumed_step: int, title: str) -> tuple[Callable[[dict[str, Any]], None], list[LiveView]]:
+    """Return what every log record is given to, and the view to be closed at the end."""
+    log, view = JsonLinesLog(folder / "log.jsonl", resumed_step), LiveView(title)
+
+    def show(record: dict[str, Any]) -> None:
+        log.write(record)
+        view.show(record)
+
+    return show, [view]
+
+
+def _unheard(record: dict[str, Any]) -> None:
+    """What other processes than the main one do with a log record."""
+
+
 class StopAtStepEnd(TrainerCallback):
     """Turns a request to stop into a checkpoint and the end of training after the current step."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request = request
+        self.stopped = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask the Trainer to save and stop; and to log the last step, whatever logging_steps says."""
-        if self.request.requested or state.global_step >= state.max_steps:
+        # a signal reaches the processes at different times, and the checkpoint takes them all
+        self.stopped = any_of(self.request.requested)
+        if self.stopped or state.global_step >= state.max_steps:
             control.should_log = True
-        if self.request.requested:
+        if self.stopped:
             control.should_save = True
             control.should_training_stop = True
 
@@ -240,7 +256,7 @@ def training_arguments(
     """Translate a TrainingConfig into the Trainer's arguments; what was resolved is logged."""
     device = backbone.model.device if hasattr(backbone.model, "device") else torch.device("cpu")
     on_gpu = torch.cuda.is_available() and device.type == "cuda"
-    processes = _world_size(on_gpu)
+    processes = world_size()
     accumulation, remainder = divmod(config.batch_size, config.rows_per_forward * processes)
     if remainder or accumulation == 0:
         raise MultituneError(
@@ -260,7 +276,7 @@ def training_arguments(
         precision,
         config.aggregation,
     )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=accumulation,
@@ -289,6 +305,10 @@ def training_arguments(
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=backbone.form == "encoder",
     )
+    if arguments.n_gpu > 1:
+        logger.warning("one of %d GPUs is used; `accelerate launch` uses them all", arguments.n_gpu)
+        arguments._n_gpu = 1  # more would mean DataParallel, whose replicas the losses module does not know
+    return arguments
 
 
 def _precision(config: TrainingConfig, on_gpu: bool) -> str:
@@ -301,12 +321,6 @@ def _precision(config: TrainingConfig, on_gpu: bool) -> str:
     if config.precision in ("bfloat16", "float16"):
         logger.warning("this CPU has no fast %s: float32 is used instead", config.precision)
     return "float32"
-
-
-def _world_size(on_gpu: bool) -> int:
-    from accelerate import PartialState
-
-    return int(PartialState(cpu=not on_gpu).num_processes)
 
 
 def _trains_everything(backbone: Backbone) -> bool:

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from multitune.adaptation.adapting import load_rank_state, orthogonality, rank_state
 from multitune.errors import MultituneError
 from multitune.mixing.batches import TrainingBatches
+from multitune.mixing.shuffling import seed_of
 from multitune.objectives.aggregation import Aggregation
 from multitune.objectives.focal_config import FocalConfig
 from multitune.training import checkpoints
@@ -170,7 +171,8 @@ class MultiTaskTrainer(Trainer):
         """Return the losses of a micro-batch's labelled tokens, [N], and add them to what the log will say."""
         nll_N = model(inputs)
         self.monitor.add(nll_N, inputs["weight_N"], inputs["task_N"])
-        if nll_N.device.type == "cpu":  # on a GPU this would wait for the device; there it is asked per log line
+        # on a GPU this would wait for the device, and one of several processes must not leave alone: both ask later
+        if nll_N.device.type == "cpu" and self.args.world_size == 1:
             self.monitor.refuse_nonfinite(self.state.global_step + 1)
         return nll_N
 
@@ -236,6 +238,7 @@ class MultiTaskTrainer(Trainer):
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and self.args.device.type == "cpu" and not math.isfinite(float(norm)):
+            self.monitor.refuse_nonfinite(self.state.global_step + 1)
             raise diverged("The gradient", self.state.global_step + 1, Path(str(self.args.output_dir)))
         return norm
 
@@ -288,6 +291,9 @@ class MultiTaskTrainer(Trainer):
             return
         states = checkpoints.load_random_states(Path(checkpoint))
         rank = self.args.process_index
+        if rank >= len(states["cpu"]):  # the run goes on with more processes than it had
+            torch.manual_seed(seed_of(self.args.seed, "process", rank, self.state.global_step) % 2**63)
+            return
         torch.set_rng_state(states["cpu"][rank])
         if torch.cuda.is_available() and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"][rank])
