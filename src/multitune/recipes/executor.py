@@ -21,7 +21,7 @@ from multitune.recipes.schema import Recipe
 from multitune.recipes.sweep import Sweep, Variant
 from multitune.recipes.sweep_folder import SweepFolder
 from multitune.recipes.work import Work, lay_out
-from multitune.training.processes import broadcast, is_main, world_size
+from multitune.training.processes import broadcast, is_main, leave, world_size
 
 logger = logging.getLogger("multitune.recipes")
 
@@ -93,6 +93,7 @@ def run(
                 # a node that fails on one of several processes leaves the others waiting: all of them end
                 failures = _in_turn(run, progress, keep_going=isinstance(recipe, Sweep) and world_size() == 1)
             broadcast(END)
+            leave()
         finally:
             seconds = time.monotonic() - started
             run.record(command, seconds)
@@ -197,6 +198,7 @@ def _follow(recipe: Recipe | Sweep, out: Path) -> None:
     while (key := broadcast(END)) != END:
         work = works[key]
         do(work.node, opened[work.variant], work.place, work.model, work.fingerprint)
+    leave()
 
 
 @contextmanager

@@ -122,15 +122,13 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     from multitune.adaptation.adapting import adapt
     from multitune.models.loading import save_backbone
     from multitune.models.positions import usable_positions
-    from multitune.training.train import train
+    from multitune.training.train import train, with_weights
 
     step, seed = node.step, opened.recipe.seed
     set_seed(seed)
     tasks = opened.tasks(node.tasks)
-    backbone = _backbone(opened.recipe, model, tasks)
+    backbone = _to_train(node, opened.recipe, model, tasks)
     refuse_rows_longer_than(usable_positions(backbone.model), node)
-    if backbone.form == "encoder" and node.model != BASE:
-        backbone = _with_heads_first(backbone, tasks, seed)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
     backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed)
     given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
@@ -144,6 +142,10 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     try:
         result = train(backbone, tables, mixture, config, place, seed=seed, validation=validation, title=node.name)
         if is_main():
+            if result.weights is not None:
+                whole = _to_train(node, opened.recipe, model, tasks)
+                whole = adapt(whole, step.adapt, steps=step.training.steps, seed=seed)
+                backbone = with_weights(whole, result.weights)
             save_backbone(backbone, place / "model", merged=step.export == "merged")
     except OSError as error:
         raise disk_error(error, place) from error
@@ -166,6 +168,14 @@ def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone
     from multitune.models.loading import load_backbone, load_saved
 
     return load_backbone(recipe.model, tasks, seed=recipe.seed) if model is None else load_saved(model)
+
+
+def _to_train(node: TrainNode, recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
+    """Return the model that a node trains, not adapted yet."""
+    backbone = _backbone(recipe, model, tasks)
+    if backbone.form == "encoder" and node.model != BASE:
+        backbone = _with_heads_first(backbone, tasks, recipe.seed)
+    return backbone
 
 
 def _tokens(task: Task, split: Split, backbone: Backbone, node: TrainNode, folder: Path) -> TokenTable:

@@ -22,6 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from multitune.training.processes import is_main
+from multitune.training.sharding import dealt_like, gathered
+
 logger = logging.getLogger("multitune.training")
 
 MANIFEST = "whole.json"
@@ -43,6 +46,8 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint under a temporary name and rename it when every byte is there.
 
+    All processes call it, because sharded tensors take them all to gather; the main one writes.
+
     Args:
         folder: the final folder; replaced when it exists.
         model: its trainable parameters and persistent buffers are saved.
@@ -57,13 +62,15 @@ def write_checkpoint(
     Raises:
         OSError: when the disk is full or the folder cannot be written; nothing half-written keeps the final name.
     """
+    weights = {name: gathered(tensor).contiguous() for name, tensor in trainable_state(model).items()}
+    tensors, rest = _flatten(optimizer.state_dict())
+    if not is_main():
+        return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        weights = {name: tensor.contiguous() for name, tensor in trainable_state(model).items()}
         save_file(weights, partial / "weights.safetensors")
-        tensors, rest = _flatten(optimizer.state_dict())
         save_file(tensors, partial / "optimizer.safetensors")
         (partial / "optimizer.json").write_text(json.dumps(rest))
         (partial / "scheduler.json").write_text(json.dumps(schedule.state_dict()))
@@ -126,13 +133,19 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Copy the checkpoint's weights into the model in place."""
     saved = load_file(checkpoint / "weights.safetensors")
     for name, tensor in trainable_state(model).items():
-        tensor.copy_(saved[name])
+        tensor.copy_(dealt_like(saved[name], tensor))
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
     """Restore optimiser and schedule."""
     rest = json.loads((checkpoint / "optimizer.json").read_text())
-    optimizer.load_state_dict(_unflatten(load_file(checkpoint / "optimizer.safetensors"), rest))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = _unflatten(load_file(checkpoint / "optimizer.safetensors"), rest)
+    for index, entries in state["state"].items():
+        like = parameters[index]
+        same = {key: value for key, value in entries.items() if isinstance(value, Tensor) and value.shape == like.shape}
+        entries |= {key: dealt_like(value, like) for key, value in same.items()}
+    optimizer.load_state_dict(state)
     schedule.load_state_dict(json.loads((checkpoint / "scheduler.json").read_text()))
 
 
@@ -160,7 +173,7 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for index, entries in state["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value.detach().contiguous()
+                tensors[f"{index}.{key}"] = gathered(value.detach()).contiguous()
             else:
                 scalars[f"{index}.{key}"] = value
     return tensors, {"scalars": scalars, "param_groups": state["param_groups"]}

@@ -21,6 +21,7 @@ from multitune.training.checkpoints import trainable_state
 from multitune.training.config import TrainingConfig
 from multitune.training.logs import JsonLinesLog
 from multitune.training.processes import broadcast, is_main
+from multitune.training.sharding import dealt_like, gathered
 from multitune.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger("multitune.training")
@@ -97,7 +98,7 @@ class Evaluation(TrainerCallback):
         """Copy the weights of the best evaluation into the model."""
         saved = load_file(self._weights(self.best_step))
         for name, tensor in trainable_state(model).items():
-            tensor.copy_(saved[name])
+            tensor.copy_(dealt_like(saved[name], tensor))
         logger.info("the weights are those of step %d, with the lowest validation loss", self.best_step)
 
     def _weights(self, step: int) -> Path:
@@ -106,13 +107,16 @@ class Evaluation(TrainerCallback):
     def _evaluate(self, step: int, model: torch.nn.Module) -> None:
         loss_T = self.losses()
         self.means[step] = float(loss_T.mean())
+        best = self.keep_best and self.best_step == step
+        kept = trainable_state(model) if best else {}
+        weights = {name: gathered(tensor).contiguous() for name, tensor in kept.items()}
         if is_main():
             tasks = dict(zip(self.names, loss_T.tolist(), strict=True))
             self.log.write({"step": step, "loss": self.means[step], "tasks": tasks})
-            if self.keep_best and self.best_step == step:
+            if best:
                 self.folder.mkdir(exist_ok=True)
                 partial = self.folder / "partial.safetensors"
-                save_file({name: tensor.contiguous() for name, tensor in trainable_state(model).items()}, partial)
+                save_file(weights, partial)
                 partial.replace(self._weights(step))
         told = "  ".join(f"{name} {loss:.3f}" for name, loss in zip(self.names, loss_T.tolist(), strict=True))
         logger.info("step %d  validation loss %.4f  %s", step, self.means[step], told)

@@ -45,6 +45,12 @@ class LossModule(nn.Module):
         self.model = backbone.model
         self.form = backbone.form
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Class names of the backbone's layers: what FSDP deals out one by one."""
+        model = self.model.encoder if self.form == "encoder" else self.model
+        return list(getattr(model, "_no_split_modules", None) or [])
+
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute -log p of every labelled token; for encoders cross-entropy or squared error of every example."""
         if self.form == "encoder":

@@ -81,6 +81,17 @@ def first_of_machine_first() -> Iterator[None]:
         any_of(False)
 
 
+def leave() -> None:
+    """Close the process group when all have come here; a process that just ends may crash the others' connections."""
+    if world_size() == 1:
+        return
+    import torch.distributed
+
+    any_of(False)
+    torch.distributed.destroy_process_group()
+    _group.cache_clear()
+
+
 @cache
 def _group() -> torch.distributed.ProcessGroup:
     """Return the group for exchanges between CPUs; made by all processes at their first exchange."""

@@ -27,7 +27,7 @@ from multitune.models.heads import fit_scales
 from multitune.models.loading import Backbone
 from multitune.models.packed import check_packing, packing_route, packs, without_adapters
 from multitune.training.balancing import make_balancing
-from multitune.training.checkpoints import find_checkpoint, load_weights
+from multitune.training.checkpoints import find_checkpoint, load_weights, trainable_state
 from multitune.training.config import TrainingConfig
 from multitune.training.evaluation import make_evaluation
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
@@ -35,6 +35,7 @@ from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
 from multitune.training.recomputing import recompute_activations
 from multitune.training.processes import any_of, broadcast, is_main, world_size
+from multitune.training.sharding import gathered, is_sharded
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 
 logger = logging.getLogger("multitune.training")
@@ -52,12 +53,15 @@ class TrainingResult:
         seconds: wall time of this process, without what ran before a resume.
         trainable_parameters: parameters that trained.
         fill: share of the positions that held tokens.
+        weights: what has trained, whole, where FSDP has dealt the model out (``with_weights`` puts it into another);
+            None where the backbone itself holds it.
     """
 
     steps: int
     seconds: float
     trainable_parameters: int
     fill: float
+    weights: dict[str, torch.Tensor] | None = None
 
 
 def train(
@@ -141,10 +145,21 @@ def train(
     if evaluation and config.load_best_model_at_end:
         evaluation.load_best(trainer.model)
     refuse_nonfinite_weights(trainer.model, steps, folder / "checkpoints")
+    if is_sharded(trainer.model):
+        weights = {name: gathered(tensor).cpu() for name, tensor in trainable_state(trainer.model).items()}
+        return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill, weights)
     for parameter, dtype in stored_dtypes:
         parameter.data = parameter.data.to(dtype)
     backbone.model.eval()
     return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill)
+
+
+def with_weights(backbone: Backbone, weights: dict[str, torch.Tensor]) -> Backbone:
+    """Put the weights of a training's result into a backbone that was loaded and adapted alike; it is changed."""
+    for name, tensor in trainable_state(LossModule(backbone)).items():
+        tensor.copy_(weights[name])
+    backbone.model.eval()
+    return backbone
 
 
 def _shown(folder: Path, resumed_step: int, title: str) -> tuple[Callable[[dict[str, Any]], None], list[LiveView]]:
@@ -257,6 +272,7 @@ def training_arguments(
     device = backbone.model.device if hasattr(backbone.model, "device") else torch.device("cpu")
     on_gpu = torch.cuda.is_available() and device.type == "cuda"
     processes = world_size()
+    _refuse_launcher(config)
     accumulation, remainder = divmod(config.batch_size, config.rows_per_forward * processes)
     if remainder or accumulation == 0:
         raise MultituneError(
@@ -309,6 +325,26 @@ def training_arguments(
         logger.warning("one of %d GPUs is used; `accelerate launch` uses them all", arguments.n_gpu)
         arguments._n_gpu = 1  # more would mean DataParallel, whose replicas the losses module does not know
     return arguments
+
+
+def _refuse_launcher(config: TrainingConfig) -> None:
+    """Refuse what a launcher asks for and this version has not.
+
+    Raises:
+        MultituneError: DeepSpeed; balancers of gradients with FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise MultituneError(
+            "DeepSpeed keeps optimiser and checkpoints to itself, as pickles.",
+            "accelerate launch",
+            "Use FSDP2, which deals out parameters, gradients and optimiser state alike.",
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and config.balancer and config.balancer.needs_gradients:
+        raise MultituneError(
+            f"The balancer {config.balancer.method} needs every task's whole gradient, which FSDP deals out.",
+            "training.balancer",
+            "Launch without FSDP, or choose a balancer of losses such as coba.",
+        )
 
 
 def _precision(config: TrainingConfig, on_gpu: bool) -> str:

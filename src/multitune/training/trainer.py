@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -33,6 +34,7 @@ from multitune.training.balancing import Balancing
 from multitune.training.losses import LossModule, task_losses
 from multitune.training.monitor import TaskMonitor, TaskSums
 from multitune.training.objective import ObserveTaskLosses, StepObjective
+from multitune.training.processes import any_of, is_main
 from multitune.training.task_gradients import TaskGradients
 
 Batch = dict[str, Tensor]
@@ -246,8 +248,6 @@ class MultiTaskTrainer(Trainer):
         self.monitor.refuse_nonfinite(self.state.global_step)
         refuse_nonfinite_weights(self.model, self.state.global_step, Path(str(self.args.output_dir)))
         random_states = self._random_states()
-        if not self.args.should_save:
-            return
         assert self.args.output_dir is not None and self.optimizer is not None
         folder = Path(self.args.output_dir)
         try:
@@ -264,7 +264,8 @@ class MultiTaskTrainer(Trainer):
             )
         except (OSError, SafetensorError) as error:
             raise _cannot_write(error, folder) from error
-        checkpoints.remove_old_checkpoints(folder, self.args.save_total_limit or 2)
+        if is_main():
+            checkpoints.remove_old_checkpoints(folder, self.args.save_total_limit or 2)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), self.model)
@@ -315,8 +316,9 @@ def refuse_nonfinite_weights(model: torch.nn.Module, step: int, folder: Path) ->
     Raises:
         MultituneError: after which step, and where the last good checkpoint lies.
     """
-    finite = [torch.isfinite(p).all() for p in model.parameters() if p.requires_grad]
-    if finite and not bool(torch.stack(finite).all()):
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if p.requires_grad]
+    finite = [torch.isfinite(p).all() for p in local]
+    if any_of(bool(finite) and not bool(torch.stack(finite).all())):
         raise diverged("A weight", step, folder)
 
 
