@@ -1,6 +1,6 @@
 """What two processes do in `test_sharding`: train a model that FSDP2 has dealt out, write it, read it, go on.
 
-    torchrun --nproc-per-node 2 sharded_checkpoint.py FOLDER
+torchrun --nproc-per-node 2 sharded_checkpoint.py FOLDER
 """
 
 from __future__ import annotations

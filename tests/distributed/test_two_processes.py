@@ -1,8 +1,9 @@
 """Two real processes (gloo) against one: the command line as a launcher starts it, on the embedded base.
 
 Tolerance: sums over processes are added in another order than on one, which float32 feels in the seventh digit; after a
-few steps of Adam, which blows small gradients up, the weights agree to 5e-5. Runs of equal processes are equal to the
-last bit, kills included.
+few steps of Adam the weights agree to 1e-6 in the mean. Single ones differ more, up to 2e-4 at a learning rate of 1e-3:
+where a gradient is all but zero, Adam makes a whole step of its sign. Runs of equal processes are equal to the last
+bit, kills included.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from multitune.objectives.aggregation import AGGREGATIONS
 
-TOLERANCE = 5e-5
+MEAN_TOLERANCE, TOLERANCE = 1e-6, 2e-4
 TRAINING = {
     "steps": 4,
     "batch_size": 4,
@@ -123,7 +125,9 @@ def test_two_processes_train_what_one_trains(both, arm):
             assert task["loss"] == pytest.approx(other["tasks"][name]["loss"], abs=1e-4)
             assert task["share"] == pytest.approx(other["tasks"][name]["share"], abs=1e-4)
     alone, together = weights_of(both, "one", arm), weights_of(both, "two", arm)
-    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < TOLERANCE
+    difference = torch.cat([(alone[name] - together[name]).abs().flatten() for name in alone])
+    assert difference.mean() < MEAN_TOLERANCE
+    assert difference.max() < TOLERANCE
 
 
 def test_a_finished_run_is_kept_by_two_processes(both):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from multitune import __version__
-from multitune.cli import check, init, quickstart, report, reproduce, run, schema, score, systems
+from multitune.cli import check, init, launch_config, quickstart, report, reproduce, run, schema, score, systems
 from multitune.cli.failures import told
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
+app.command("launch-config")(launch_config.launch_config)
 app.command("systems")(systems.systems)
 app.command("reproduce")(reproduce.reproduce)
 

@@ -33,8 +33,8 @@ from multitune.training.evaluation import make_evaluation
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
-from multitune.training.recomputing import recompute_activations
 from multitune.training.processes import any_of, broadcast, is_main, world_size
+from multitune.training.recomputing import recompute_activations
 from multitune.training.sharding import gathered, is_sharded
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 

@@ -34,7 +34,7 @@ from multitune.training.balancing import Balancing
 from multitune.training.losses import LossModule, task_losses
 from multitune.training.monitor import TaskMonitor, TaskSums
 from multitune.training.objective import ObserveTaskLosses, StepObjective
-from multitune.training.processes import any_of, is_main
+from multitune.training.processes import any_of, gather, is_main
 from multitune.training.task_gradients import TaskGradients
 
 Batch = dict[str, Tensor]
@@ -280,12 +280,12 @@ class MultiTaskTrainer(Trainer):
                 self.balancing.balancer.load_state_dict(checkpoints.load_balancer(Path(checkpoint)))
 
     def _random_states(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()[None]}
+        """Return the generators' states of all processes, uint8 [processes, bytes]; {} on others than the main one."""
+        states = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            states["cuda"] = torch.cuda.get_rng_state()[None]
-        if self.args.world_size > 1:
-            states = {name: self.accelerator.gather(state.to(self.args.device)).cpu() for name, state in states.items()}
-        return states
+            states["cuda"] = torch.cuda.get_rng_state()
+        of_all = gather(states)
+        return {name: torch.stack([each[name] for each in of_all]) for name in states} if of_all else {}
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
