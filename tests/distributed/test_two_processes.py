@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ ARMS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two tasks as JSON lines and two recipes: one step per arm, and one long step."""
+    """Two tasks as JSON lines and two recipes: a step per arm and a long one, and the long one alone."""
     folder = tmp_path_factory.mktemp("distributed")
     for task, rows in (("a", 60), ("b", 20)):
         for split, count in (("train", rows), ("validation", 6)):
@@ -55,18 +56,19 @@ def folder(tmp_path_factory) -> Path:
             (folder / f"{task}-{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tasks = {t: {split: f"{t}-{split}.jsonl" for split in ("train", "validation")} for t in "ab"}
     adapt = {"method": "lora", "r": 4, "lora_dropout": 0.0}
+    long = {"long": {"adapt": {**adapt, "lora_dropout": 0.1}, "training": LONG}}
     for name, steps in (
-        ("arms", {arm: {"adapt": adapt, "training": {**TRAINING, **ARMS[arm]}} for arm in ARMS}),
-        ("long", {"joint": {"adapt": {**adapt, "lora_dropout": 0.1}, "training": LONG}}),
+        ("arms", {arm: {"adapt": adapt, "training": {**TRAINING, **ARMS[arm]}} for arm in ARMS} | long),
+        ("long", long),
     ):
         recipe = {"name": name, "model": "tiny", "tasks": tasks, "score": False, "steps": steps}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder
 
 
-def start(folder: Path, recipe: str, out: str, processes: int) -> subprocess.Popen:
+def start(folder: Path, recipe: str, out: str, processes: int, *more: str) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "multitune", "run", f"{recipe}.yaml", "--out", out]
+    command = [sys.executable, *launcher, "-m", "multitune", "run", f"{recipe}.yaml", "--out", out, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -131,31 +133,53 @@ def test_two_processes_train_what_one_trains(both, arm):
 
 
 def test_a_finished_run_is_kept_by_two_processes(both):
-    assert "nothing to do, 10 stood already" in finish(start(both, "arms", "two", 2))
+    assert "nothing to do, 11 stood already" in finish(start(both, "arms", "two", 2))
 
 
-def test_stopped_and_killed_processes_go_on_to_the_undisturbed_weights(folder):
-    finish(start(folder, "long", "undisturbed", 2))
+@pytest.fixture(scope="module")
+def stopped(both) -> Path:
+    """The long step, stopped by a signal to one of its two processes."""
+    process = start(both, "long", "stopped", 2)
+    until(process, "step 4/24")
+    os.kill(worker(process, 1), signal.SIGTERM)  # one process is asked; both finish the step and the checkpoint
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert told.count("Interrupted after step") == 1
+    assert "Give the same command again" in told
+    assert sorted((both / "stopped/steps/long/checkpoints").glob("checkpoint-*/whole.json")), told
+    return both
 
-    stopped = start(folder, "long", "disturbed", 2)
-    until(stopped, "step 4/24")
-    os.kill(worker(stopped, 1), signal.SIGTERM)  # one process is asked; all finish the step and the checkpoint
-    told, _ = stopped.communicate(timeout=300)
-    assert stopped.returncode != 0
-    assert "give the same command again" in told
-    checkpoints = sorted((folder / "disturbed/steps/joint/checkpoints").glob("checkpoint-*/whole.json"))
-    assert checkpoints, told
 
-    killed = start(folder, "long", "disturbed", 2)
+def test_stopped_and_killed_processes_go_on_to_the_undisturbed_weights(stopped):
+    shutil.copytree(stopped / "stopped", stopped / "killed")
+    killed = start(stopped, "long", "killed", 2)
     until(killed, "step 11/24")
     os.kill(worker(killed, 1), signal.SIGKILL)
     killed.communicate(timeout=300)
     assert killed.returncode != 0
-    assert not (folder / "disturbed/steps/joint/artifact.json").exists()
+    assert not (stopped / "killed/steps/long/artifact.json").exists()
 
-    told = finish(start(folder, "long", "disturbed", 2))
-    assert "goes on from step" in told
-    undisturbed, disturbed = (weights_of(folder, out, "joint") for out in ("undisturbed", "disturbed"))
-    assert all(undisturbed[name].equal(disturbed[name]) for name in undisturbed)
-    logs = [log_of(folder, out, "joint") for out in ("undisturbed", "disturbed")]
+    assert "goes on from step" in finish(start(stopped, "long", "killed", 2))
+    undisturbed, killed = (weights_of(stopped, out, "long") for out in ("two", "killed"))
+    assert all(undisturbed[name].equal(killed[name]) for name in undisturbed)
+    logs = [log_of(stopped, out, "long") for out in ("two", "killed")]
     assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+
+
+def test_one_process_goes_on_where_two_were_stopped(stopped):
+    shutil.copytree(stopped / "stopped", stopped / "alone")
+    assert "goes on from step" in finish(start(stopped, "long", "alone", 1))
+    two, alone = (log_of(stopped, out, "long") for out in ("two", "alone"))
+    assert [line["step"] for line in two] == [line["step"] for line in alone]
+    for line, other in zip(two, alone, strict=True):
+        for name, task in line["tasks"].items():
+            assert all(task[count] == other["tasks"][name][count] for count in ("tokens", "examples"))
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.02)  # the second's dropout is drawn by the first
+
+
+def test_a_loss_that_is_not_finite_ends_both_with_one_sentence(folder):
+    process = start(folder, "long", "diverging", 2, "--set", "steps.long.training.learning_rate=1e20")
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert told.count("is not a finite number") == 1
+    assert "training step" in told

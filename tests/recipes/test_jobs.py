@@ -133,7 +133,7 @@ def test_stopped_nodes_leave_checkpoints_and_go_on(recipe, write, tmp_path, numb
     _, errors = process.communicate()
     if number == signal.SIGINT:
         assert process.returncode == 130, errors
-        assert "give the same command again" in errors
+        assert "Give the same command again" in errors
     while not is_free(out):  # the processes hold on to the lock until they have stopped
         time.sleep(0.05)
     found = {path.parent.parent.name: path.name for path in out.glob("steps/*/checkpoints/checkpoint-*")}

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from multitune.errors import MultituneError, MultituneErrors
-from multitune.training.processes import rank
+from multitune.training.processes import is_loss_of_process, main_process_ends, rank
 
 # The class of every usage error (missing argument, unknown option); typer exports only its child BadParameter, and
 # keeps the parent in click or in its own copy of click, depending on the version.
@@ -29,7 +29,7 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool, verb: str = "")
         debug: show the traceback too.
         verb: that runs; it decides what an interruption leaves.
     """
-    tell = tell_programs if json else tell_people
+    tell = tell_unless_main_does if rank() else tell_programs if json else tell_people
     try:
         code = command()
         sys.stdout.flush()
@@ -49,6 +49,8 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool, verb: str = "")
         sys.stderr.close()  # the reader of a pipe left; Python would complain about stdout once more at exit
         return FAILURE
     except Exception as error:
+        if is_loss_of_process(error):
+            return tell([lost_process()], FAILURE, debug)
         what = f"{type(error).__name__}: {first_line(error)}"
         hint = "This is a bug or a broken installation: run the command again with --debug and report the traceback."
         return tell([{"what": what, "where": "", "mend": hint}], FAILURE, debug)
@@ -73,6 +75,12 @@ def interruption(verb: str) -> dict[str, str]:
         what = "Interrupted; finished steps are kept, and so are whole checkpoints of the one that was not."
         return {"what": what, "where": "", "mend": HOW_TO_RESUME}
     return {"what": "Interrupted.", "where": "", "mend": "Give the same command again to begin anew."}
+
+
+def lost_process() -> dict[str, str]:
+    """Return what is told when another of a launcher's processes has gone away."""
+    what = "Another process of this run has ended."
+    return {"what": what, "where": "", "mend": f"It or the launcher says why. {HOW_TO_RESUME}"}
 
 
 def mistakes(error: MultituneError) -> list[dict[str, str]]:
@@ -108,6 +116,11 @@ def tell_people(found: list[dict[str, str]], code: int, debug: bool) -> int:
     if len(found) > 1:
         print(f"{len(found)} mistakes found.", file=sys.stderr)
     return code
+
+
+def tell_unless_main_does(found: list[dict[str, str]], code: int, debug: bool) -> int:
+    """Print what went wrong on another process than the main one, unless that one ends too, of the same or of this."""
+    return code if main_process_ends() else tell_people(found, code, debug)
 
 
 def tell_programs(found: list[dict[str, str]], code: int, debug: bool) -> int:

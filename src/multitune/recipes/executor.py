@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from multitune.errors import MultituneError
 from multitune.recipes.cluster import RayCluster
 from multitune.recipes.failures import Failure, NodesFailed
 from multitune.recipes.node import Opened, ScoringProgress, do, is_finished, prepare
@@ -77,6 +78,13 @@ def run(
         NodesFailed: the nodes that failed of a sweep, of several jobs, or on a cluster; the others are done.
         KeyboardInterrupt: someone asked to stop; the same command goes on.
     """
+    if (ray or (jobs or 1) > 1) and world_size() > 1:
+        option = "--ray" if ray else "--jobs"
+        raise MultituneError(
+            f"A launcher has started {world_size()} processes for each step, and {option} would start more.",
+            option,
+            f"Use the launcher for one large step at a time, or {option} without it for many small ones.",
+        )
     if not is_main():
         _follow(recipe, Path(out))
         return RunResult(Path(out), (), (), 0.0)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 LONGEST_WAIT = timedelta(days=7)
+PATIENCE = timedelta(seconds=10)
+"""For which a process with an error waits for the main one to end of the same."""
 
 
 def rank() -> int:
@@ -90,6 +92,23 @@ def leave() -> None:
     any_of(False)
     torch.distributed.destroy_process_group()
     _group.cache_clear()
+
+
+def main_process_ends() -> bool:
+    """Return, on another process that has failed, whether the main one ends now too: what is wrong is wrong there."""
+    import torch.distributed
+
+    try:
+        torch.distributed.monitored_barrier(group=_group(), timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        return is_loss_of_process(error)
+    return False
+
+
+def is_loss_of_process(error: BaseException) -> bool:
+    """Return whether an error says no more than that another process has gone away."""
+    signs = ("closed by peer", "reset by peer", "Connection reset", "Broken pipe", "remote process exited")
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 @cache

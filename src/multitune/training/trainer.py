@@ -295,9 +295,9 @@ class MultiTaskTrainer(Trainer):
         if rank >= len(states["cpu"]):  # the run goes on with more processes than it had
             torch.manual_seed(seed_of(self.args.seed, "process", rank, self.state.global_step) % 2**63)
             return
-        torch.set_rng_state(states["cpu"][rank])
+        torch.set_rng_state(states["cpu"][rank].clone())  # a row may lie unaligned, which crashes
         if torch.cuda.is_available() and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"][rank])
+            torch.cuda.set_rng_state(states["cuda"][rank].clone())
 
 
 def _only_item(items: list[Batch]) -> Batch:
