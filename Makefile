@@ -63,7 +63,7 @@ $(VENV)/.ready-core: pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-EXTRAS_test := offline,test
+EXTRAS_test := offline,ray,test
 EXTRAS_check := dev,docs
 EXTRAS_bench := benchmark
 $(VENV)/.ready-%: $(VENV)/.ready-core
