@@ -34,7 +34,7 @@ def training_arguments(
             "training.batch_size",
             f"Use a multiple of {config.rows_per_forward * processes}, or a smaller micro_batch_size.",
         )
-    steps = config.steps or _steps_in(batches, config)
+    steps = config.steps or steps_in(batches, config)
     precision = _precision(config, on_gpu)
     learning_rate = config.learning_rate or (2e-5 if _trains_everything(backbone) else 2e-4)
     logger.info(
@@ -114,3 +114,8 @@ def _precision(config: TrainingConfig, on_gpu: bool) -> str:
 
 def _trains_everything(backbone: Backbone) -> bool:
     return all(p.requires_grad for p in backbone.model.parameters())
+
+
+def steps_in(batches: TrainingBatches, config: TrainingConfig) -> int:
+    """Return how many optimiser steps the micro-batches fill."""
+    return math.ceil(len(batches) * config.rows_per_forward / config.batch_size)

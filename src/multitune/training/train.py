@@ -26,7 +26,7 @@ from multitune.mixing.tokens import TokenTable
 from multitune.models.heads import fit_scales
 from multitune.models.loading import Backbone
 from multitune.models.packed import check_packing, packing_route, packs, without_adapters
-from multitune.training.arguments import training_arguments
+from multitune.training.arguments import steps_in, training_arguments
 from multitune.training.balancing import make_balancing
 from multitune.training.checkpoints import find_checkpoint, load_weights, trainable_state
 from multitune.training.config import TrainingConfig
@@ -238,16 +238,11 @@ def make_batches(
             pad_token_id=backbone.tokenizer.pad_token_id,
             seed=seed,
         )
-        filled = _steps_in(batches, config)
+        filled = steps_in(batches, config)
         if config.steps is None or filled >= config.steps:
             return batches
         # the rows that were drawn are shorter than their task's mean: draw as many more as are still wanted, and some
         total += math.ceil(1.1 * total * (config.steps - filled) / (filled + 1)) + 64
-
-
-def _steps_in(batches: TrainingBatches, config: TrainingConfig) -> int:
-    """Return how many optimiser steps the micro-batches fill."""
-    return math.ceil(len(batches) * config.rows_per_forward / config.batch_size)
 
 
 def _draws(tables: Sequence[TokenTable], mixture: MixtureConfig, config: TrainingConfig, pack: bool) -> int:
