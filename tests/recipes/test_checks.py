@@ -74,6 +74,21 @@ def train_step(**settings):
             "steps.joint.training.balancer",
         ),
         (
+            lambda r: r["steps"]["joint"]["training"].update(balancer={"window": 3}),
+            "'balancer' does not say its method",
+            "steps.joint.training.balancer",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(task_weights={"sign": 0, "echo": 0}),
+            "The weight of sign, echo is 0, and nothing else is trained here",
+            "steps.joint.training.task_weights",
+        ),
+        (
+            lambda r: r["tasks"]["echo"].update(weight=0) or r["steps"].update(alone=train_step(tasks="each")),
+            "The weight of echo is 0, and each task is trained alone here",
+            "steps.alone.training",
+        ),
+        (
             lambda r: r["steps"]["joint"]["training"].update(balancer={"method": "coba", "taw": 3}),
             "Did you mean 'tau'",
             "steps.joint.training.balancer",

@@ -111,6 +111,7 @@ def test_many_variants_need_a_word(recipe, write):
     with pytest.raises(MultituneError) as error:
         load(write(recipe))
     assert "expands to 25 runs (5 seed x 5 steps)" in error.value.what
+    assert "--set 'sweep.seed=[...]'" in error.value.mend
     assert len(load(write(recipe), many=True).variants) == 25
     assert len(load(write(recipe), ["sweep.seed=[0, 1, 2, 3]"]).variants) == 20
 

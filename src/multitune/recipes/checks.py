@@ -156,6 +156,7 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
                 document.where((*key, "training", *keys, task)),
                 f"Use some of: {', '.join(named)}.",
             )
+    yield from _check_weights(step, named, recipe, document, (*key, "training"))
     yield from _check_validation(step, named, recipe, document, (*key, "training"))
     if step.training.aggregation in WITHOUT_WEIGHTS and step.tasks != "each":
         for task in named:
@@ -176,6 +177,22 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
                 document.where((*key, "training", "report_to")),
                 f"pip install {tracker}, or take it out; the JSON-lines log is always written.",
             )
+
+
+def _check_weights(
+    step: TrainStep, named: tuple[str, ...], recipe: Recipe, document: Document, key: KeyPath
+) -> Iterator[MultituneError]:
+    """Check that something is left to learn: the weights of a step's own win over those of the tasks."""
+    weights = {name: recipe.tasks[name].weight for name in named if name in recipe.tasks}
+    weights |= {name: weight for name, weight in step.training.task_weights.items() if name in weights}
+    idle = [name for name, weight in weights.items() if weight == 0]
+    if idle and (step.tasks == "each" or len(idle) == len(weights)):
+        rest = "each task is trained alone" if step.tasks == "each" else "nothing else is trained"
+        yield MultituneError(
+            f"The weight of {', '.join(idle)} is 0, and {rest} here.",
+            document.where((*key, "task_weights")),
+            "Give a positive weight, or leave the task out of the step.",
+        )
 
 
 def _check_validation(

@@ -188,6 +188,9 @@ def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any
         return MultituneError(
             f"There is no {key_of_tag} '{tag}'.{nearest(tag, expected)}", where, f"Use one of: {', '.join(expected)}."
         )
+    if kind == "union_tag_not_found":
+        key_of_tag = detail["ctx"]["discriminator"].strip("'")
+        return MultituneError(f"'{name}' does not say its {key_of_tag}.", where, f"Add {key_of_tag} to it.")
     if kind == "value_error":
         what = str(detail["ctx"]["error"])
         sentence = what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else ".")

@@ -106,10 +106,11 @@ def refuse_too_many(axes: Sequence[Axis], where: str) -> None:
     count = math.prod(sizes)
     if count > MOST_VARIANTS:
         how = " x ".join(f"{size} {axis.name}" for size, axis in zip(sizes, axes, strict=True))
+        widest = max(axes, key=lambda axis: len(axis.values))
         raise MultituneError(
             f"The sweep expands to {count} runs ({how}); more than {MOST_VARIANTS} need your word.",
             where,
-            "Say --yes, or take values out, for example with --set sweep.seed=[0].",
+            f"Say --yes, or take values out of an axis: --set 'sweep.{widest.key}=[...]'.",
         )
 
 
