@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -111,8 +112,8 @@ def test_equal_coefficients_give_the_gradient_of_the_mean():
         gradients.add(losses(part))
     seen = {}
 
-    def third_each(gram_TT, loss_T, present_T):
-        seen["gram"], seen["loss"] = gram_TT, loss_T
+    def third_each(gram_TT):
+        seen["gram"] = gram_TT
         return present_T / 3
 
     gradients.combine(third_each, present_T)
@@ -122,7 +123,23 @@ def test_equal_coefficients_give_the_gradient_of_the_mean():
     for parameter, gradient in zip([*shared.parameters(), *head.parameters()], expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-6)
     assert torch.equal(seen["gram"][3], torch.zeros(4, dtype=torch.float64))
-    assert torch.allclose(seen["loss"].float(), losses(slice(0, 3)) + losses(slice(3, 6)))
+
+
+def test_the_pace_of_a_task_is_that_of_its_plain_loss(tmp_path, tables, validation, tokenizer, monkeypatch):
+    """The user's weights and which tasks share a step scale what is minimised, and not what GradNorm's ratios read."""
+    seen = []
+
+    class Watched(BALANCERS["gradnorm"]):
+        def coefficients(self, gram_TT, loss_T, present_T):
+            seen.append([loss for loss in loss_T.tolist() if not math.isnan(loss)])
+            return super().coefficients(gram_TT, loss_T, present_T)
+
+    monkeypatch.setitem(BALANCERS, "gradnorm", Watched)
+    settings = {"balancer": "gradnorm", "task_weights": {"a": 5}, "batch_size": 2, "pack": "never"}
+    _, log = run(tmp_path, tables, validation, tokenizer, **settings)
+    assert {len(losses) for losses in seen} == {1, 2}
+    for line, losses in zip(log, seen, strict=True):
+        assert losses == pytest.approx([task["loss"] for task in line["tasks"].values()], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -38,16 +38,14 @@ class TaskGradients:
         device = self.shared[0].device
         self._gradient_TP = torch.zeros(tasks, sum(p.numel() for p in self.shared), device=device)
         self._own = [torch.zeros_like(p) for p in self.own]
-        self.loss_T = torch.zeros(tasks, dtype=torch.float64, device=device)
         self._step_is_new = True
 
     def add(self, loss_T: Tensor) -> None:
         """Add the gradients of one micro-batch's part of every task's loss: one backward pass for each task in it."""
         if self._step_is_new:
-            for tensor in (self._gradient_TP, self.loss_T, *self._own):
+            for tensor in (self._gradient_TP, *self._own):
                 tensor.zero_()
             self._step_is_new = False
-        self.loss_T += loss_T.detach()
         tasks = loss_T.detach().nonzero().flatten().tolist()  # a task whose loss is exactly 0 has no gradient either
         for task in tasks:
             gradients = torch.autograd.grad(
@@ -62,20 +60,18 @@ class TaskGradients:
                 if gradient is not None:
                     total += gradient
 
-    def combine(self, coefficients: Callable[[Tensor, Tensor, Tensor], Tensor], present_T: Tensor) -> None:
+    def combine(self, coefficients: Callable[[Tensor], Tensor], present_T: Tensor) -> None:
         """Give every parameter its gradient for the optimiser.
 
         Args:
-            coefficients: from the Gram matrix of the task gradients [T, T], the tasks' losses [T] (both float64) and
-                ``present_T``, to their coefficients [T].
+            coefficients: from the Gram matrix of the task gradients, float64 [T, T], to their coefficients [T].
             present_T: which tasks the step holds, bool [T].
         """
         if self._reduce is not None:
-            self.loss_T = self._reduce(self.loss_T)
             self._gradient_TP = self._reduce(self._gradient_TP)
             self._own = [self._reduce(gradient) for gradient in self._own]
         gram_TT = (self._gradient_TP @ self._gradient_TP.T).double()
-        weight_T = coefficients(gram_TT, self.loss_T, present_T)
+        weight_T = coefficients(gram_TT)
         flat_P = weight_T.to(self._gradient_TP) @ self._gradient_TP
         for parameter, part in zip(self.shared, flat_P.split([p.numel() for p in self.shared]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,15 @@ class MultiTaskTrainer(Trainer):
             # past DistributedDataParallel, which would wait for the one gradient that it knows of
             nll_N = self._token_losses(self.model, inputs)
             self.task_gradients.add(self.objective.task_losses(inputs, nll_N))
+        loss = self.objective.loss(inputs, nll_N.detach()) * self.args.world_size
         self._micro_batches_left -= 1
         if self._micro_batches_left == 0 and self.balancing is not None:
-            self.task_gradients.combine(self.balancing.coefficients, self.objective.present_T)
+            loss_T, present_T = self.objective.losses_of_step(), self.objective.present_T
+            coefficients = partial(self.balancing.coefficients, loss_T=loss_T, present_T=present_T)
+            self.task_gradients.combine(coefficients, present_T)
             if (penalty := orthogonality(self.model.model)) is not None:
                 penalty.backward()  # belongs to no task
-        return self.objective.loss(inputs, nll_N.detach()) * self.args.world_size
+        return loss
 
     def _token_losses(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Return the losses of a micro-batch's labelled tokens, [N], and add them to what the log will say."""
