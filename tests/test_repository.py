@@ -183,8 +183,8 @@ def test_recipes_in_the_documentation_are_valid(text, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/recipe.yaml")), ids=relative)
 def test_example_recipes_are_valid(path):
-    from multitune.recipes.loading import load_recipe
+    from multitune.recipes.loading import load
 
     rows = '{generator: "synthetic:copy_letters"}'
     overrides = [] if path.parent.name != "instructions" else [f"tasks={{copy: {{train: {rows}, test: {rows}}}}}"]
-    assert load_recipe(path, overrides).name == path.parent.name
+    assert load(path, overrides, many=True).name == path.parent.name
