@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from multitune.errors import MultituneError
+from multitune.reporting import terminal
 from multitune.reporting.report import write_report
 from multitune.reporting.run_folder import read_run
 from multitune.reporting.sweep import answer, effects, read_sweep, setting
@@ -151,3 +154,13 @@ def test_where_only_the_seed_varies_the_means_are_shown(tmp_path):
 
 def test_a_setting_leaves_out_the_seed():
     assert setting({"seed": "1", "mixture": "equal", "learning_rate": "0.1"}) == "mixture=equal, learning_rate=0.1"
+
+
+def test_many_values_stand_below_one_another_in_a_terminal(sweep, monkeypatch):
+    monkeypatch.setattr(terminal, "SIDE_BY_SIDE", 1)
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    console.print(*terminal.tables([sweep]))
+    lines = console.file.getvalue().splitlines()
+    first, second = (next(line for line in lines if f" {value} " in line) for value in RIGHT)
+    assert first.split() == ["a", "accuracy", "40", "proportional", "0.506"]
+    assert second.split() == ["equal", "0.812", "+0.306*"]

@@ -14,6 +14,9 @@ from multitune.reporting.sweep import EffectTable, effects, is_sweep, read_runs,
 if TYPE_CHECKING:
     from rich.table import Table
 
+SIDE_BY_SIDE = 3
+"""Values of an axis that a line of a terminal has room for, with their differences."""
+
 STYLES = {"better": "bold green", "worse": "bold red", "unclear": "dim"}
 
 
@@ -62,6 +65,8 @@ def _printable_effects(table: EffectTable) -> Table:
         f"differences from {table.values[0]}, paired by seed; * the 95 % interval leaves out zero, and so does the "
         "bootstrap corrected for the number of tasks",
     )
+    if len(table.values) > SIDE_BY_SIDE:
+        return _with_a_line_per_value(printable, table)
     for name in ("n", *table.values, *(f"{value}\n- {table.values[0]}" for value in table.values[1:])):
         printable.add_column(name, justify="right", no_wrap=True)
     for row in (*table.rows, *table.means):
@@ -69,6 +74,23 @@ def _printable_effects(table: EffectTable) -> Table:
         differences = [_starred(row.effects[value].mean, row.effects[value].verdict) for value in table.values[1:]]
         style = "italic" if row in table.means else None
         printable.add_row(row.task, row.metric, f"{row.n:,}", *scores, *differences, style=style)
+    return printable
+
+
+def _with_a_line_per_value(printable: Table, table: EffectTable) -> Table:
+    """Fill a table in which the values of an axis stand below one another, because a terminal has no room beside."""
+    first = table.values[0]
+    printable.add_column("n", justify="right")
+    printable.add_column(table.axis, no_wrap=True)
+    printable.add_column("score", justify="right", no_wrap=True)
+    printable.add_column(f"- {first}", justify="right", no_wrap=True)
+    for row in (*table.rows, *table.means):
+        style = "italic" if row in table.means else None
+        for value in table.values:
+            head = (row.task, row.metric, f"{row.n:,}") if value == first else ("", "", "")
+            effect = "" if value == first else _starred(row.effects[value].mean, row.effects[value].verdict)
+            printable.add_row(*head, value, f"{row.scores[value].value:.3f}", effect, style=style)
+        printable.add_section()
     return printable
 
 
