@@ -96,6 +96,15 @@ def test_effects_are_paired_by_seed_and_corrected_over_tasks(sweep):
     assert mean.scores["equal"].runs == pytest.approx([62 / 80, 64 / 80, 61 / 80, 63 / 80])
 
 
+def test_more_values_make_more_to_correct_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(RIGHT, "again", RIGHT["equal"])
+    (table,) = effects(read_sweep(write_sweep(tmp_path / "shares", seeds=4)))
+    for value in ("equal", "again"):
+        effect = table.rows[0].effects[value]  # two of four differences; the others' p-values are larger
+        assert effect.bootstrap_p_holm == pytest.approx(4 * effect.bootstrap_p)
+        assert effect.sign_p_holm == 0.5
+
+
 def test_one_seed_is_judged_over_its_examples(tmp_path):
     (table,) = effects(read_sweep(write_sweep(tmp_path / "shares", seeds=1)))
     a, b = (row.effects["equal"] for row in table.rows)

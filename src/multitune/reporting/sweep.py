@@ -74,7 +74,7 @@ class Effect:
         seeds, wins, losses: pairs, and in how many the value was better or worse.
         bootstrap_p: two-sided p-value over seeds and examples; None where the score is no mean over examples.
         sign_p: of the exact sign test over seeds.
-        bootstrap_p_holm, sign_p_holm: the same, corrected for the number of tasks in the table.
+        bootstrap_p_holm, sign_p_holm: the same, corrected for the number of differences in the table.
         verdict: better or worse where the interval leaves out zero and the corrected bootstrap agrees, else unclear.
     """
 
@@ -274,17 +274,19 @@ def _effect(before_K: list[float], after_K: list[float], sides: list[Any], highe
 
 
 def _corrected(rows: Sequence[EffectRow]) -> list[EffectRow]:
-    """Return the rows with p-values corrected over the tasks, and verdicts."""
-    effects: list[dict[str, Effect]] = [{} for _ in rows]
-    for value in rows[0].effects:
-        found = [row.effects[value] for row in rows]
-        sign = holm([one.sign_p for one in found])
-        bootstrap = iter(holm([one.bootstrap_p for one in found if one.bootstrap_p is not None]))
-        for i, one in enumerate(found):
+    """Return the rows with p-values corrected over all differences, of every task and value, and verdicts."""
+    found = [one for row in rows for one in row.effects.values()]
+    sign = iter(holm([one.sign_p for one in found]))
+    bootstrap = iter(holm([one.bootstrap_p for one in found if one.bootstrap_p is not None]))
+    corrected = []
+    for row in rows:
+        effects = {}
+        for value, one in row.effects.items():
             p = next(bootstrap) if one.bootstrap_p is not None else None
-            verdict = _verdict(one, p, rows[i].higher_is_better)
-            effects[i][value] = replace(one, bootstrap_p_holm=p, sign_p_holm=sign[i], verdict=verdict)
-    return [replace(row, effects=found) for row, found in zip(rows, effects, strict=True)]
+            verdict = _verdict(one, p, row.higher_is_better)
+            effects[value] = replace(one, bootstrap_p_holm=p, sign_p_holm=next(sign), verdict=verdict)
+        corrected.append(replace(row, effects=effects))
+    return corrected
 
 
 def _verdict(one: Effect, bootstrap_p_holm: float | None, higher: bool) -> Verdict:

@@ -63,7 +63,7 @@ def _printable_effects(table: EffectTable) -> Table:
     printable = _empty(
         f"{table.axis}: {where} ({table.title.lower()})",
         f"differences from {table.values[0]}, paired by seed; * the 95 % interval leaves out zero, and so does the "
-        "bootstrap corrected for the number of tasks",
+        "bootstrap corrected for the number of differences",
     )
     if len(table.values) > SIDE_BY_SIDE:
         return _with_a_line_per_value(printable, table)
