@@ -20,6 +20,20 @@ def test_rows_of_prompt_learning_are_counted_one_example_each(recipe, write, met
     assert packed.steps < 12
 
 
+def test_what_a_balancer_keeps_and_waits_for_is_in_the_plan(recipe, write):
+    def planned(balancer):
+        recipe["steps"]["joint"]["training"]["balancer"] = balancer
+        return plan(load_recipe(write(recipe))).nodes[0]
+
+    for name in ("sign", "echo"):
+        recipe["tasks"][name]["validation"] = {"fraction": 0.2}
+    plain, apart = planned(None), planned("pcgrad")
+    assert apart.memory_bytes - plain.memory_bytes == 2 * 4 * plain.trainable
+    steps = plain.steps
+    (warning,) = set(planned({"method": "coba", "warmup_steps": max(2, steps)}).warnings) - set(plain.warnings)
+    assert "CoBa weighs uniformly" in warning
+
+
 def test_packing_that_cannot_be_is_refused_by_the_plan_as_by_training(recipe, write):
     from multitune.errors import MultituneError
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from multitune.models.loading import ModelFacts
+    from multitune.objectives.balancing.config import BalancerConfig
     from multitune.tasks.task import Prompted
 
 SAMPLED = 2000
@@ -253,6 +254,8 @@ def _plan_node(
     simulation = _simulate(node, recipe, facts, tasks, found)
     trainable = trainable_parameters(facts, node.step.adapt, tasks if facts.form == "encoder" else ())
     positions = simulation.positions
+    balancer = config.balancer if len(tasks) > 1 else None  # a task alone is not balanced
+    apart = len(tasks) if balancer is not None and balancer.needs_gradients else 0
     in_plan = []
     for i, (statistics_, drawn) in enumerate(zip(found, simulation.mixture, strict=True)):
         kept = max(1, len(statistics_.lengths))
@@ -282,10 +285,10 @@ def _plan_node(
         fill=simulation.fill,
         parameters=facts.parameters,
         trainable=trainable,
-        memory_bytes=forecast_memory(facts, trainable, config.rows_per_forward * config.max_length),
+        memory_bytes=forecast_memory(facts, trainable, config.rows_per_forward * config.max_length, apart),
         seconds=forecast_seconds(facts, trainable, positions),
         tasks=in_plan,
-        warnings=[*simulation.warnings, *_warnings(in_plan)],
+        warnings=[*simulation.warnings, *_warnings(in_plan), *_warm_up(balancer, simulation.steps)],
     )
 
 
@@ -392,15 +395,17 @@ def effective_shares(
     return (by_step_ST / np.where(total_S1 > 0, total_S1, 1)).mean(axis=0)
 
 
-def forecast_memory(facts: ModelFacts, trainable: int | None, positions: int) -> int:
+def forecast_memory(facts: ModelFacts, trainable: int | None, positions: int, apart: int = 0) -> int:
     """Forecast peak bytes: weights, 12 per trainable parameter (gradient, two Adam moments in float32), activations.
+
+    A balancer of gradients keeps those of so many tasks ``apart``: 4 more per trainable parameter and task.
 
     Activations are about 34 bytes per position, layer and unit of width in 16 bits, twice that in float32 (Korthikanti
     et al., arXiv:2205.05198, equation 2, without the attention matrix).
     """
     width = 2 if facts.dtype == "float32" else 1
     activations = 34 * width * positions * facts.hidden_size * facts.layers
-    return facts.bytes + 12 * (facts.parameters if trainable is None else trainable) + activations
+    return facts.bytes + (12 + 4 * apart) * (facts.parameters if trainable is None else trainable) + activations
 
 
 def forecast_seconds(facts: ModelFacts, trainable: int | None, positions: int) -> float:
@@ -428,6 +433,11 @@ def matrix_rate(width: int) -> float:
         rounds += 1
     c[0, 0].item()  # waits for the device
     return rounds * 2 * 2048 * width * 4 * width / (time.perf_counter() - started)
+
+
+def _warm_up(balancer: BalancerConfig | None, steps: int) -> Iterator[str]:
+    if balancer is not None and balancer.method == "coba" and balancer.warmup_steps >= steps:
+        yield f"CoBa weighs uniformly for {balancer.warmup_steps:,} warmup_steps; the training has {steps:,}."
 
 
 def _warnings(tasks: Sequence[TaskInPlan]) -> Iterator[str]:
