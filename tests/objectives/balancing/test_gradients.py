@@ -11,7 +11,7 @@ from multitune.objectives.balancing.balancers import make_balancer
 from multitune.objectives.balancing.cagrad import conflict_averse
 from multitune.objectives.balancing.config import CAGradConfig, GradNormConfig, NashConfig, PCGradConfig
 from multitune.objectives.balancing.gradnorm import GradNorm
-from multitune.objectives.balancing.nash import bargain
+from multitune.objectives.balancing.nash import NashMTL, bargain
 from multitune.objectives.balancing.pcgrad import projections
 
 
@@ -235,3 +235,14 @@ def test_gradnorm_keeps_weights_above_zero():
     for _ in range(5):
         c = gradnorm.coefficients(torch.diag(torch.tensor([100.0, 1.0])), torch.ones(2), torch.tensor([True, True]))
         assert (c > 0).all()
+
+
+def test_a_weight_on_a_loss_does_not_move_the_bargain():
+    gradients = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weighed = torch.tensor([5.0, 1.0, 0.2], dtype=torch.float64)[:, None] * gradients
+    present = torch.ones(3, dtype=torch.bool)
+    steps = [
+        NashMTL(NashConfig(scaling="paper"), 3, seed=0).coefficients(g @ g.T, torch.ones(3), present) @ g
+        for g in (gradients, weighed)
+    ]
+    assert torch.allclose(*steps)
