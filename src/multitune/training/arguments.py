@@ -73,7 +73,8 @@ def training_arguments(
         use_cpu=not on_gpu,
         log_level="error",
         dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=backbone.form == "encoder",
+        # heads of tasks that a micro-batch lacks, and experts that no token of it reaches, have no gradient
+        ddp_find_unused_parameters=backbone.form == "encoder" or _has_experts(backbone),
     )
     if arguments.n_gpu > 1:
         logger.warning("one of %d GPUs is used; `accelerate launch` uses them all", arguments.n_gpu)
@@ -115,6 +116,10 @@ def _precision(config: TrainingConfig, on_gpu: bool) -> str:
 
 def _trains_everything(backbone: Backbone) -> bool:
     return all(p.requires_grad for p in backbone.model.parameters())
+
+
+def _has_experts(backbone: Backbone) -> bool:
+    return any(".experts." in name for name, _ in backbone.model.named_parameters())
 
 
 def steps_in(batches: TrainingBatches, config: TrainingConfig) -> int:

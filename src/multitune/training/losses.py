@@ -22,19 +22,25 @@ from multitune.tasks.task import Form
 
 
 class Labelled(NamedTuple):
-    """Where a micro-batch carries loss: task and example of every labelled token, both int64 [N]."""
+    """Where a micro-batch carries loss: task and example of every labelled token and its place in [B S], int64 [N]."""
 
     task_N: Tensor
     example_N: Tensor
+    place_N: Tensor
 
 
 def labelled(batch: dict[str, Tensor], form: Form) -> Labelled:
-    """Return task and example ids of the labelled tokens, in the order in which the losses module returns them."""
+    """Return what a micro-batch asks for, in the order in which the losses module returns it.
+
+    How many tokens are labelled is known only when that has been computed, for which a GPU would be waited for: ask
+    before the batch goes there.
+    """
     if form == "encoder":
-        present_B = batch["task_ids"] >= 0
-        return Labelled(batch["task_ids"][present_B], batch["example_ids"][present_B])
-    mask_BS = next_token_positions(batch["labels"])[0] if form == "causal" else batch["labels"] != IGNORED
-    return Labelled(batch["task_ids"][mask_BS], batch["example_ids"][mask_BS])
+        mask_BS = batch["task_ids"] >= 0
+    else:
+        mask_BS = next_token_positions(batch["labels"])[0] if form == "causal" else batch["labels"] != IGNORED
+    place_N = mask_BS.flatten().nonzero().flatten()
+    return Labelled(batch["task_ids"].flatten()[place_N], batch["example_ids"].flatten()[place_N], place_N)
 
 
 class LossModule(nn.Module):
@@ -56,12 +62,12 @@ class LossModule(nn.Module):
         if self.form == "encoder":
             return head_losses(self.model, batch)
         hidden_BSD = hidden_states(self.model, batch)
-        if self.form == "causal":
-            mask_BS, labels_N = next_token_positions(batch["labels"])
-        else:
-            mask_BS = batch["labels"] != IGNORED
-            labels_N = batch["labels"][mask_BS]
-        return token_nll(hidden_BSD[mask_BS], labels_N, lambda h: head_logits(self.model, h), self._vocabulary())
+        place_N = batch["place_N"] if "place_N" in batch else labelled(batch, self.form).place_N
+        predicted_N = place_N + 1 if self.form == "causal" else place_N
+        labels_N = batch["labels"].flatten()[predicted_N]
+        return token_nll(
+            hidden_BSD.flatten(0, 1)[place_N], labels_N, lambda h: head_logits(self.model, h), self._vocabulary()
+        )
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that belong to single tasks: an encoder's heads; none of a language model."""
@@ -92,7 +98,7 @@ def task_losses(
     total_T = torch.zeros(tasks, dtype=torch.float64, device=device)
     try:
         for batch in batches:
-            task_N, example_N = (ids.to(device) for ids in labelled(batch, model.form))
+            task_N, example_N, _ = (ids.to(device) for ids in labelled(batch, model.form))
             unit_N, units_T = task_units(aggregation, count(task_N, example_N, tasks))
             nll_N = model({name: tensor.to(device) for name, tensor in batch.items()})
             loss_T.index_add_(0, task_N, (unit_N * nll_N).double())

@@ -21,9 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from multitune.objectives.aggregation import Aggregation, Counts, count, task_units, token_weights
 from multitune.objectives.focal import sample_coefficients, task_coefficients, task_means
 from multitune.objectives.focal_config import FocalConfig
-from multitune.tasks.task import Form
 from multitune.training.balancing import Balancing
-from multitune.training.losses import labelled
 
 Batch = dict[str, Tensor]
 
@@ -32,7 +30,6 @@ class StepObjective:
     """The loss of one optimiser step after another.
 
     Args:
-        form: of the backbone.
         names: the tasks, in the order of their ids.
         aggregation: how token losses become one number.
         task_weights_T: non-negative weights of the user, float32 [T].
@@ -51,7 +48,6 @@ class StepObjective:
 
     def __init__(
         self,
-        form: Form,
         names: Sequence[str],
         aggregation: Aggregation,
         task_weights_T: Tensor,
@@ -60,7 +56,7 @@ class StepObjective:
         forward: Callable[[Batch], Tensor],
         reduce: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self.form, self.aggregation, self.task_weights_T = form, aggregation, task_weights_T
+        self.aggregation, self.task_weights_T = aggregation, task_weights_T
         self.focal, self.balancing = focal, balancing
         self._forward, self._reduce = forward, reduce
         alpha = focal.alpha if focal else {}
@@ -71,18 +67,17 @@ class StepObjective:
     def begin(self, batches: list[Batch]) -> None:
         """Give every labelled token of a step's micro-batches its weight.
 
-        Adds to each micro-batch ``task_N``, ``example_N``, ``weight_N`` (share of the step's loss), ``within_N`` (share
-        of its task's loss) and, on the last, ``last``.
+        Adds to each micro-batch, which has ``task_N`` and ``example_N``, ``weight_N`` (share of the step's loss) and
+        ``within_N`` (share of its task's loss).
         """
-        places = [labelled(batch, self.form) for batch in batches]
-        task_N, example_N = (torch.cat(ids) for ids in zip(*places, strict=True))
+        task_N, example_N = (torch.cat([batch[ids] for batch in batches]) for ids in ("task_N", "example_N"))
         self.counts = count(task_N, example_N, len(self.task_weights_T), self._reduce)
         self.present_T = self.counts.tokens_T > 0
         unit_N, total_T = task_units(self.aggregation, self.counts)
         within_N = unit_N / total_T[task_N]
-        sizes = [len(place.task_N) for place in places]
-        for batch, place, within_n in zip(batches, places, within_N.split(sizes), strict=True):
-            batch["task_N"], batch["example_N"], batch["within_N"] = place.task_N, place.example_N, within_n
+        sizes = [len(batch["task_N"]) for batch in batches]
+        for batch, within_n in zip(batches, within_N.split(sizes), strict=True):
+            batch["within_N"] = within_n
         self._batches = batches
         self._loss_T.zero_()
         weight_N = token_weights(self.aggregation, task_N, self.counts, self._task_weights())

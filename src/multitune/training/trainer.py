@@ -30,9 +30,10 @@ from multitune.mixing.batches import TrainingBatches
 from multitune.mixing.shuffling import seed_of
 from multitune.objectives.aggregation import Aggregation
 from multitune.objectives.focal_config import FocalConfig
+from multitune.tasks.task import Form
 from multitune.training import checkpoints
 from multitune.training.balancing import Balancing
-from multitune.training.losses import LossModule, task_losses
+from multitune.training.losses import LossModule, labelled, task_losses
 from multitune.training.monitor import TaskMonitor, TaskSums
 from multitune.training.objective import ObserveTaskLosses, StepObjective
 from multitune.training.processes import any_of, gather, is_main
@@ -48,14 +49,18 @@ class EvenBatches(Dataset[Batch]):
     for the others' gradients. An empty micro-batch is a copy of the last one that carries no loss.
     """
 
-    def __init__(self, batches: TrainingBatches, processes: int) -> None:
-        self.batches = batches
+    def __init__(self, batches: TrainingBatches, processes: int, form: Form) -> None:
+        self.batches, self.form = batches, form
         self.length = -(-len(batches) // processes) * processes
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Batch:
+        batch = self._batch(index)
+        return batch | labelled(batch, self.form)._asdict()
+
+    def _batch(self, index: int) -> Batch:
         if index < len(self.batches):
             return self.batches[index]
         batch = dict(self.batches[len(self.batches) - 1])
@@ -100,7 +105,7 @@ class MultiTaskTrainer(Trainer):
         fingerprint: str,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.even_batches = EvenBatches(batches, args.world_size)
+        self.even_batches = EvenBatches(batches, args.world_size, model.form)
         super().__init__(model, args, train_dataset=self.even_batches, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
         self.model_accepts_loss_kwargs = False
@@ -108,9 +113,7 @@ class MultiTaskTrainer(Trainer):
         reduce = self._sum_over_processes if args.world_size > 1 else None
         self.monitor = TaskMonitor(names, args.device, reduce)
         weights_T = task_weights_T.to(args.device)
-        self.objective = StepObjective(
-            model.form, names, aggregation, weights_T, focal, balancing, self._evaluated, reduce
-        )
+        self.objective = StepObjective(names, aggregation, weights_T, focal, balancing, self._evaluated, reduce)
         self.task_gradients = balancing.task_gradients(model, reduce) if balancing else None
         if balancing:
             self.add_callback(ObserveTaskLosses(balancing, self.objective, self.losses_on))
@@ -124,7 +127,8 @@ class MultiTaskTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One item is one micro-batch; the order is the mixture's, never shuffled here."""
-        loader = DataLoader(self.even_batches, batch_size=1, collate_fn=_only_item, shuffle=False)
+        pinned = self.args.dataloader_pin_memory
+        loader = DataLoader(self.even_batches, batch_size=1, collate_fn=_only_item, shuffle=False, pin_memory=pinned)
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> tuple:
