@@ -7,12 +7,15 @@ import math
 
 import pytest
 import torch
+from transformers import TrainerState
 
+from multitune.errors import MultituneError
 from multitune.mixing.policies import Proportional
 from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.training import train as training
 from multitune.training.config import TrainingConfig
+from multitune.training.evaluation import Evaluation
 from multitune.training.interrupts import Interrupted
 from tests.training.conftest import make_model
 from tests.training.test_train import SETTINGS, assert_same_weights, with_signal_at
@@ -93,3 +96,15 @@ def test_a_killed_run_stops_where_the_undisturbed_one_does(tmp_path, tables, val
 def test_what_needs_validation_losses_says_so(key):
     with pytest.raises(ValueError, match="set eval_steps too"):
         TrainingConfig(**{key: 1})
+
+
+def test_a_validation_loss_that_is_no_number_stops_with_the_tasks_name(tmp_path):
+    losses = iter([torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.inf])])
+    evaluation = Evaluation(
+        tmp_path, ["a", "b"], lambda: next(losses), every=1, patience=None, keep_best=False, resumed_step=0
+    )
+    model = make_model()
+    evaluation.on_train_begin(None, TrainerState(), None, model=model)
+    with pytest.raises(MultituneError, match="The validation loss of b is not a finite number"):
+        evaluation.on_step_end(None, TrainerState(global_step=1, max_steps=2), None, model=model)
+    assert [record["step"] for record in evaluations(tmp_path)] == [0]

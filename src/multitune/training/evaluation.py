@@ -6,6 +6,7 @@ Shape legend: ``T`` tasks.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from multitune.training.config import TrainingConfig
 from multitune.training.logs import JsonLinesLog
 from multitune.training.processes import broadcast, is_main
 from multitune.training.sharding import dealt_like, gathered
-from multitune.training.trainer import MultiTaskTrainer
+from multitune.training.trainer import MultiTaskTrainer, diverged
 
 logger = logging.getLogger("multitune.training")
 
@@ -106,6 +107,8 @@ class Evaluation(TrainerCallback):
 
     def _evaluate(self, step: int, model: torch.nn.Module) -> None:
         loss_T = self.losses()
+        if broken := [name for name, loss in zip(self.names, loss_T.tolist(), strict=True) if not math.isfinite(loss)]:
+            raise diverged(f"The validation loss of {', '.join(broken)}", step, self.folder.parent / "checkpoints")
         self.means[step] = float(loss_T.mean())
         best = self.keep_best and self.best_step == step
         kept = trainable_state(model) if best else {}
