@@ -1,0 +1,1 @@
+"""A wing of its own: scikit-learn estimators for many related tables or targets."""
