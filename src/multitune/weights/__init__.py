@@ -1,1 +1,1 @@
-"""After training: finished weights read as a stream, merged and edited. Importing it loads neither torch nor safetensors."""
+"""After training: finished weights read as a stream, merged and edited. Importing it loads no torch."""
