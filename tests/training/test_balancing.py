@@ -125,6 +125,29 @@ def test_equal_coefficients_give_the_gradient_of_the_mean():
     assert torch.equal(seen["gram"][3], torch.zeros(4, dtype=torch.float64))
 
 
+def test_what_no_loss_reaches_gets_no_gradient():
+    """So that weight decay leaves it alone, as it does with one backward pass."""
+    used, unused, head, unused_head = (nn.Parameter(torch.ones(2)) for _ in range(4))
+    gradients = TaskGradients([used, unused], [head, unused_head], tasks=2, reduce=None)
+    gradients.add(torch.stack(((used * head).sum(), used.sum())))
+    gradients.combine(lambda gram_TT: torch.tensor([0.5, 0.5]), torch.tensor([True, True]))
+    assert used.grad is not None and head.grad is not None
+    assert unused.grad is None and unused_head.grad is None
+    gradients.add(torch.stack((unused.sum(), used.sum())))  # the next step begins anew
+    gradients.combine(lambda gram_TT: torch.tensor([0.5, 0.5]), torch.tensor([True, True]))
+    assert unused.grad.tolist() == [0.5, 0.5] and head.grad is None
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "coba", "famo"])
+def test_a_task_of_weight_0_takes_no_part_in_the_balance(tmp_path, tables, validation, tokenizer, method):
+    balancer = {"method": method, **SOON.get(method, {})}
+    settings = {"balancer": balancer, "task_weights": {"a": 0}, "batch_size": 8}
+    _, log = run(tmp_path, tables, validation, tokenizer, **settings)
+    for line in log:
+        assert line["tasks"]["a"]["tokens"] > 0
+        assert line["weights"]["b"] == pytest.approx(1.0)
+
+
 def test_the_pace_of_a_task_is_that_of_its_plain_loss(tmp_path, tables, validation, tokenizer, monkeypatch):
     """The user's weights and which tasks share a step scale what is minimised, and not what GradNorm's ratios read."""
     seen = []

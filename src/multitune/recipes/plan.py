@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import heapq
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from multitune.recipes.forecast import forecast_memory, forecast_seconds, passes_per_step
 from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Task
@@ -286,7 +286,7 @@ def _plan_node(
         parameters=facts.parameters,
         trainable=trainable,
         memory_bytes=forecast_memory(facts, trainable, config.rows_per_forward * config.max_length, apart),
-        seconds=forecast_seconds(facts, trainable, positions),
+        seconds=forecast_seconds(facts, trainable, positions, passes_per_step(config, len(tasks))),
         tasks=in_plan,
         warnings=[*simulation.warnings, *_warnings(in_plan), *_warm_up(balancer, simulation.steps)],
     )
@@ -393,46 +393,6 @@ def effective_shares(
     }[aggregation]
     total_S1 = by_step_ST.sum(axis=1, keepdims=True)
     return (by_step_ST / np.where(total_S1 > 0, total_S1, 1)).mean(axis=0)
-
-
-def forecast_memory(facts: ModelFacts, trainable: int | None, positions: int, apart: int = 0) -> int:
-    """Forecast peak bytes: weights, 12 per trainable parameter (gradient, two Adam moments in float32), activations.
-
-    A balancer of gradients keeps those of so many tasks ``apart``: 4 more per trainable parameter and task.
-
-    Activations are about 34 bytes per position, layer and unit of width in 16 bits, twice that in float32 (Korthikanti
-    et al., arXiv:2205.05198, equation 2, without the attention matrix).
-    """
-    width = 2 if facts.dtype == "float32" else 1
-    activations = 34 * width * positions * facts.hidden_size * facts.layers
-    return facts.bytes + (12 + 4 * apart) * (facts.parameters if trainable is None else trainable) + activations
-
-
-def forecast_seconds(facts: ModelFacts, trainable: int | None, positions: int) -> float:
-    """Forecast seconds: 6 operations per parameter and position (4 when the base is frozen) at the measured rate.
-
-    The rate is that of a matrix product of the model's width on the device that would train; real kernels reach
-    perhaps half of it on small models, so take the forecast as the right order of magnitude.
-    """
-    operations = 4 if trainable is not None and trainable < facts.parameters / 2 else 6
-    return operations * facts.parameters * positions / matrix_rate(facts.hidden_size)
-
-
-def matrix_rate(width: int) -> float:
-    """Measure floating-point operations per second of [2048, width] x [width, 4 width] products, for ~50 ms."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    a = torch.ones(2048, width, device=device, dtype=dtype)
-    b = torch.ones(width, 4 * width, device=device, dtype=dtype)
-    a @ b
-    rounds, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 0.05:
-        c = a @ b
-        rounds += 1
-    c[0, 0].item()  # waits for the device
-    return rounds * 2 * 2048 * width * 4 * width / (time.perf_counter() - started)
 
 
 def _warm_up(balancer: BalancerConfig | None, steps: int) -> Iterator[str]:

@@ -40,7 +40,7 @@ class StepObjective:
 
     Attributes:
         counts: of the current step.
-        present_T: which tasks the current step holds, bool [T].
+        present_T: which tasks the current step holds, bool [T]; one whose weight is 0 does not count.
     """
 
     counts: Counts
@@ -72,7 +72,7 @@ class StepObjective:
         """
         task_N, example_N = (torch.cat([batch[ids] for batch in batches]) for ids in ("task_N", "example_N"))
         self.counts = count(task_N, example_N, len(self.task_weights_T), self._reduce)
-        self.present_T = self.counts.tokens_T > 0
+        self.present_T = (self.counts.tokens_T > 0) & (self.task_weights_T > 0)
         unit_N, total_T = task_units(self.aggregation, self.counts)
         within_N = unit_N / total_T[task_N]
         sizes = [len(batch["task_N"]) for batch in batches]
