@@ -117,17 +117,3 @@ def test_an_encoder_recomputes_its_activations(tmp_path, tokenizer):
         losses.append([line["loss"] for line in train(backbone, tables, tmp_path / str(checkpointing), **settings)])
         assert backbone.model.encoder.is_activation_checkpointing is checkpointing
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-
-
-def test_a_router_loss_that_is_left_out_is_told(tmp_path, tables, tokenizer, caplog):
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=2, max_position_embeddings=64, output_router_logits=True,
-    )  # fmt: skip
-    backbone = Backbone(MixtralForCausalLM(config), tokenizer, "causal", ModelConfig(name="toy"))
-    with caplog.at_level("WARNING", logger="multitune"):
-        train(backbone, tables, tmp_path, steps=1, logging_steps=1)
-    assert "router loss" in caplog.text

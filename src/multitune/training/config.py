@@ -43,6 +43,10 @@ class TrainingConfig(BaseModel):
         None, description="weighs the tasks anew as training goes, on top of task_weights; default: fixed weights"
     )
 
+    router_loss: NonNegativeFloat | None = Field(
+        None, description="weight of the load-balancing loss of a model with experts; default: as its config asks"
+    )
+
     learning_rate: PositiveFloat | None = Field(None, description="default 2e-4 for adapters, 2e-5 for full")
     schedule: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial", "cosine_with_restarts"

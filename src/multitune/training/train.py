@@ -36,6 +36,7 @@ from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
 from multitune.training.processes import any_of, broadcast, is_main
 from multitune.training.recomputing import recompute_activations
+from multitune.training.router_loss import RouterLoss, make_router_loss
 from multitune.training.sharding import gathered, is_sharded
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 
@@ -109,6 +110,7 @@ def train(
     show, views = _shown(folder, resumed_step, title) if is_main() else (_unheard, [])
     _prepare(backbone, config)
     stored_dtypes = _train_in_float32(backbone.model)
+    router_loss = _router_loss(backbone, config)
     started = time.monotonic()
     if "wandb" in config.report_to:
         (folder / "tracking").mkdir(parents=True, exist_ok=True)
@@ -125,6 +127,7 @@ def train(
             task_weights_T=_task_weights(config, names),
             focal=config.focal,
             balancing=make_balancing(config, batches, validation, arguments.max_steps, seed),
+            router_loss=router_loss,
             log=show,
             fingerprint=fingerprint,
             callbacks=[stopper, RankAllocation(backbone.model), *views],
@@ -140,6 +143,8 @@ def train(
         finally:
             for view in views:
                 view.close()
+            if router_loss:
+                router_loss.close()
     steps = max(resumed_step, trainer.state.global_step)
     if stopper.stopped:
         raise Interrupted(steps, folder / "checkpoints" / f"checkpoint-{steps}")
@@ -263,8 +268,6 @@ def _draws(tables: Sequence[TokenTable], mixture: MixtureConfig, config: Trainin
 
 def _prepare(backbone: Backbone, config: TrainingConfig) -> None:
     """Switch on what belongs to the backbone itself: gradient checkpointing and Liger kernels."""
-    if getattr(backbone.model.config, "output_router_logits", False):
-        logger.warning("the model asks for its router loss (output_router_logits), which is not added here")
     if config.gradient_checkpointing:
         recompute_activations(backbone.model.encoder if backbone.form == "encoder" else backbone.model)
     if config.liger == "auto" and torch.cuda.is_available():
@@ -276,6 +279,20 @@ def _prepare(backbone: Backbone, config: TrainingConfig) -> None:
             # the losses are ours: only the layers' kernels are wanted
             apply_liger_kernel(backbone.model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
             logger.info("Liger kernels are on")
+
+
+def _router_loss(backbone: Backbone, config: TrainingConfig) -> RouterLoss | None:
+    if backbone.form != "causal":
+        return None
+    loss = make_router_loss(backbone.model, config.router_loss)
+    if loss and config.balancer and config.balancer.needs_gradients:
+        loss.close()
+        raise MultituneError(
+            f"{config.balancer.method} combines the gradients of tasks, and the router loss belongs to none.",
+            "training.balancer",
+            "Choose a balancer of losses, or set training.router_loss to 0.",
+        )
+    return loss
 
 
 def _train_in_float32(model: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.dtype]]:

@@ -37,6 +37,7 @@ from multitune.training.losses import LossModule, labelled, task_losses
 from multitune.training.monitor import TaskMonitor, TaskSums
 from multitune.training.objective import ObserveTaskLosses, StepObjective
 from multitune.training.processes import any_of, gather, is_main
+from multitune.training.router_loss import RouterLoss
 from multitune.training.task_gradients import TaskGradients
 
 Batch = dict[str, Tensor]
@@ -82,6 +83,7 @@ class MultiTaskTrainer(Trainer):
         task_weights_T: non-negative weights, float32 [T].
         focal: scales what is easy down; None leaves it.
         balancing: changes the task weights as training goes; None leaves them as they are.
+        router_loss: is added to the tasks' losses; None for models without.
         log: called with every log record on the main process.
         fingerprint: of everything that determines the run, kept in the checkpoints.
     """
@@ -101,6 +103,7 @@ class MultiTaskTrainer(Trainer):
         task_weights_T: Tensor,
         focal: FocalConfig | None,
         balancing: Balancing | None,
+        router_loss: RouterLoss | None,
         log: Callable[[dict[str, Any]], None],
         fingerprint: str,
         callbacks: list[TrainerCallback],
@@ -110,6 +113,7 @@ class MultiTaskTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
         self.model_accepts_loss_kwargs = False
         self.batches, self.names, self.balancing = batches, tuple(names), balancing
+        self.router_loss = router_loss
         reduce = self._sum_over_processes if args.world_size > 1 else None
         self.monitor = TaskMonitor(names, args.device, reduce)
         weights_T = task_weights_T.to(args.device)
@@ -154,6 +158,8 @@ class MultiTaskTrainer(Trainer):
         """Return the micro-batch's part of the loss, times the number of processes as their gradients are averaged."""
         nll_N = self._token_losses(model, inputs)
         loss = self.objective.loss(inputs, nll_N) * self.args.world_size
+        if self.router_loss is not None:
+            loss = loss + self.router_loss.of_last_pass(inputs) / self._micro_batches
         penalty = orthogonality(self.model.model)
         return loss if penalty is None else loss + penalty / self._micro_batches
 
