@@ -14,6 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from safetensors.torch import load_file
 from multitune.objectives.aggregation import AGGREGATIONS
 
 MEAN_TOLERANCE, TOLERANCE = 1e-6, 2e-4
+LAUNCH = Path(str(files("multitune.training"))) / "launch"
 TRAINING = {
     "steps": 4,
     "batch_size": 4,
@@ -57,7 +60,9 @@ def folder(tmp_path_factory) -> Path:
     tasks = {t: {split: f"{t}-{split}.jsonl" for split in ("train", "validation")} for t in "ab"}
     adapt = {"method": "lora", "r": 4, "lora_dropout": 0.0}
     long = {"long": {"adapt": {**adapt, "lora_dropout": 0.1}, "training": LONG}}
+    plain = {"task_token_mean": {"adapt": adapt, "training": {**TRAINING, "micro_batch_size": None}}}
     for name, steps in (
+        ("plain", plain),
         ("arms", {arm: {"adapt": adapt, "training": {**TRAINING, **ARMS[arm]}} for arm in ARMS} | long),
         ("long", long),
     ):
@@ -66,8 +71,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, recipe: str, out: str, processes: int, *more: str) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+def start(
+    folder: Path, recipe: str, out: str, processes: int, *more: str, launcher: Sequence[str] = ()
+) -> subprocess.Popen:
+    if processes > 1 and not launcher:
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, "-m", "multitune", "run", f"{recipe}.yaml", "--out", out, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.Popen(
@@ -183,3 +191,20 @@ def test_a_loss_that_is_not_finite_ends_both_with_one_sentence(folder):
     assert process.returncode != 0
     assert told.count("is not a finite number") == 1
     assert "training step" in told
+
+
+@pytest.mark.parametrize(("configuration", "tolerance"), [("ddp", 1e-5), ("fsdp2", 1e-2)])  # fsdp2.yaml asks for bf16
+def test_the_shipped_configurations_launch_what_one_process_trains(both, configuration, tolerance):
+    file = LAUNCH / f"{configuration}.yaml"
+    options = ["--config_file", str(file), "--num_processes", "2"]
+    launcher = ["-m", "accelerate.commands.launch", *options]
+    finish(start(both, "plain", configuration, 2, launcher=launcher))
+    one, two = (log_of(both, out, "task_token_mean") for out in ("one", configuration))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=tolerance)
+    for line, other in zip(one, two, strict=True):
+        for name, task in line["tasks"].items():
+            assert all(task[count] == other["tasks"][name][count] for count in ("tokens", "examples"))
+    assert (
+        weights_of(both, "one", "task_token_mean").keys() == weights_of(both, configuration, "task_token_mean").keys()
+    )

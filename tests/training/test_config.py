@@ -26,3 +26,17 @@ def test_the_default_micro_batch_divides_the_batch(batch_size, rows):
 def test_unknown_keys_are_refused():
     with pytest.raises(ValidationError):
         TrainingConfig.model_validate({"learning_rte": 1e-3})
+
+
+@pytest.mark.parametrize(
+    ("keys", "processes", "rows"),
+    [
+        ({"batch_size": 32}, 1, 8),
+        ({"batch_size": 8}, 2, 4),
+        ({"batch_size": 12}, 2, 6),
+        ({"batch_size": 8, "micro_batch_size": 8}, 2, 8),  # as given; refused later, with the numbers
+        ({"batch_size": 3}, 2, 3),
+    ],
+)
+def test_an_open_micro_batch_size_fits_the_number_of_processes(keys, processes, rows):
+    assert TrainingConfig(**keys).shared_by(processes).rows_per_forward == rows

@@ -117,3 +117,11 @@ class TrainingConfig(BaseModel):
     def rows_per_forward(self) -> int:
         """Rows per forward pass: micro_batch_size, or the largest divisor of batch_size that is at most 8."""
         return self.micro_batch_size or max(n for n in range(1, 9) if self.batch_size % n == 0)
+
+    def shared_by(self, processes: int) -> TrainingConfig:
+        """Return the configuration of each of several processes: an open micro_batch_size fits their number.
+
+        Where batch_size cannot be shared at all it is returned as it is.
+        """
+        rows = [n for n in range(1, 9) if self.batch_size % (n * processes) == 0]
+        return self if self.micro_batch_size or not rows else self.model_copy(update={"micro_batch_size": rows[-1]})

@@ -34,7 +34,7 @@ from multitune.training.evaluation import make_evaluation
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
-from multitune.training.processes import any_of, broadcast, is_main
+from multitune.training.processes import any_of, broadcast, is_main, world_size
 from multitune.training.recomputing import recompute_activations
 from multitune.training.router_loss import RouterLoss, make_router_loss
 from multitune.training.sharding import gathered, is_sharded
@@ -100,8 +100,9 @@ def train(
         raise MultituneError("Nothing of the model trains.", title, "Choose an adaptation that has parameters.")
     if backbone.form == "encoder":
         fit_scales(backbone.model, {table.task: table.values for table in tables})
-    batches = make_batches(backbone, tables, mixture, config, seed)
     fingerprint = _fingerprint(backbone, [*tables, *validation], mixture, config, seed)
+    config = config.shared_by(world_size())
+    batches = make_batches(backbone, tables, mixture, config, seed)
     # the main process looks: others may stand before files that it is still tidying up
     resume = broadcast(find_checkpoint(folder / "checkpoints", fingerprint) if is_main() else None)
     resumed_step = int(resume.name.removeprefix("checkpoint-")) if resume else 0
