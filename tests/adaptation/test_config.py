@@ -35,6 +35,9 @@ def test_options_stand_flat_beside_the_method_and_override_its_defaults() -> Non
         ({"method": "lora", "bias": "al"}, "'bias' of 'lora' cannot be 'al'. Did you mean 'all'?"),
         ({"method": "lora", "peft_type": "LORA"}, "no option 'peft_type'"),
         ({"method": "full", "r": 8}, "Full fine-tuning has no option 'r'"),
+        ({"method": "half", "fracton": 0.5}, "'half' has no option 'fracton'. Did you mean 'fraction'?"),
+        ({"method": "half", "fraction": 1.5}, "'fraction' of 'half' must be less than or equal to 1, not 1.5"),
+        ({"method": "half", "granularity": "block"}, "'granularity' of 'half' must be 'category', 'layer' or 'model'"),
         ({"method": "trainable_tokens"}, "needs the option 'token_indices'"),
         ({"method": "xlora"}, "'xlora' is not offered: peft 0.21 writes"),
         ({"method": "poly"}, "'poly' is not offered: it needs the task's id"),
@@ -66,7 +69,7 @@ def test_the_fields_file_says_what_the_installed_peft_says() -> None:
 
 
 def test_every_method_of_peft_has_an_entry_and_its_defaults_are_options() -> None:
-    assert set(METHODS) == {"full"} | set(peft_fields())
+    assert set(METHODS) == {"full", "half"} | set(peft_fields())
     assert set(NOT_OFFERED) <= set(METHODS)
     for method, defaults in METHODS.items():
         assert set(defaults) <= set(peft_fields().get(method, {})), method

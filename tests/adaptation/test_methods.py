@@ -57,7 +57,7 @@ UNMERGEABLE = {
     "prompt_tuning",
     "shadow",
 }
-TUNERS = sorted(set(METHODS) - {"full"} - set(NOT_OFFERED))
+TUNERS = sorted(set(METHODS) - {"full", "half"} - set(NOT_OFFERED))
 
 
 class Tokens:

@@ -6,9 +6,12 @@ import dataclasses
 import logging
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitune.adaptation.config import AdaptationConfig, peft_fields
+from multitune.adaptation.half import MANIFEST_FILE, freeze, from_manifest, half_round, say
+from multitune.adaptation.methods import WITHOUT_ADAPTER
 from multitune.errors import MultituneError
 
 if TYPE_CHECKING:
@@ -22,7 +25,14 @@ logger = logging.getLogger("multitune.adaptation")
 TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
-def adapt(backbone: Backbone, config: AdaptationConfig, *, steps: int | None = None, seed: int = 0) -> Backbone:
+def adapt(
+    backbone: Backbone,
+    config: AdaptationConfig,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Backbone:
     """Return the backbone with what the method trains requiring gradients, and nothing else.
 
     Args:
@@ -31,16 +41,25 @@ def adapt(backbone: Backbone, config: AdaptationConfig, *, steps: int | None = N
         config: method and options.
         steps: optimiser steps of the run, for methods with a schedule of their own (AdaLoRA's ``total_step``); where
             they are known only later, `schedule_ranks` mends it.
-        seed: of the adapters' initial weights.
+        seed: of the adapters' initial weights; of the half that `half` freezes, together with the backbone's rounds.
+        folder: of a run that goes on: where it holds a manifest of this very round, that half is frozen again.
 
     Raises:
         MultituneError: quantised weights cannot train fully; the model has an adapter already; peft cannot place the
             method on this architecture.
     """
     model = backbone.model
+    if config.method in WITHOUT_ADAPTER:
+        _refuse_quantised(backbone, config)
     if config.method == "full":
-        _refuse_full_quantised(backbone)
         return backbone
+    if config.half is not None:
+        half = half_round(model, config.half, seed=seed, round=backbone.rounds + 1)
+        if folder is not None:
+            half = from_manifest(half, folder / MANIFEST_FILE)
+        freeze(model, half)
+        say(half)
+        return dataclasses.replace(backbone, half=half)
     encoder = backbone.form == "encoder"
     base = model.encoder if encoder else model
     if hasattr(base, "peft_config"):
@@ -60,13 +79,16 @@ def adapt(backbone: Backbone, config: AdaptationConfig, *, steps: int | None = N
     return dataclasses.replace(backbone, model=adapted)
 
 
-def trainable_parameters(facts: ModelFacts, config: AdaptationConfig, tasks: Sequence[Task] = ()) -> int | None:
+def trainable_parameters(
+    facts: ModelFacts, config: AdaptationConfig, tasks: Sequence[Task] = (), *, seed: int = 0, round: int = 1
+) -> int | None:
     """Return how many parameters will train, exactly, without reading weights.
 
     Args:
         facts: of the model.
         config: method and options.
         tasks: encoders only: resolved tasks, whose heads train too.
+        seed, round: of `half`: where matrices differ in size, another half has other parameters.
 
     Returns:
         None for methods that need the weights' values to be placed (singular value decompositions, for instance).
@@ -81,6 +103,8 @@ def trainable_parameters(facts: ModelFacts, config: AdaptationConfig, tasks: Seq
     model, form = empty_model(facts.config)
     if form == "encoder":
         freeze_pooler(model)
+    if config.half is not None:
+        return heads + half_round(model, config.half, seed=seed, round=round).trainable
     if config.method != "full":
         try:
             model = _place(model, form, config, steps=None, seed=0)
@@ -182,11 +206,11 @@ def _allocates_ranks(model: Any) -> bool:
     return config is not None and config.peft_type.value == "ADALORA"
 
 
-def _refuse_full_quantised(backbone: Backbone) -> None:
+def _refuse_quantised(backbone: Backbone, config: AdaptationConfig) -> None:
     if backbone.config.quantize is not None:
         raise MultituneError(
             "Quantised weights cannot train.",
-            f"adapt.method: full, model.quantize: {backbone.config.quantize}",
+            f"adapt.method: {config.method}, model.quantize: {backbone.config.quantize}",
             "Choose an adapter (adapt.method: lora), or remove model.quantize.",
         )
 

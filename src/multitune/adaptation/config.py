@@ -1,6 +1,7 @@
-"""The adaptation of a recipe: a method and, flat beside it, the fields of its peft config.
+"""The adaptation of a recipe: a method and, flat beside it, its options.
 
-Checked against `peft_fields.json`, so that a misspelt option is found without importing peft, which takes seconds.
+Those of peft are checked against `peft_fields.json`, so that a misspelt option is found without importing peft, which
+takes seconds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from multitune.adaptation.half_config import HalfConfig, half_problems
 from multitune.adaptation.methods import METHODS, NOT_OFFERED, REQUIRED
 from multitune.errors import nearest
 
@@ -20,11 +22,11 @@ FIELDS_FILE = "peft_fields.json"
 
 
 class AdaptationConfig(BaseModel):
-    """What trains: ``full``, or a peft method with its options, as ``{method: lora, r: 16, lora_alpha: 32}``.
+    """What trains: ``full``, ``half``, or a peft method with its options, as ``{method: lora, r: 16, lora_alpha: 32}``.
 
     Attributes:
-        method: ``full`` or the name of a peft method in lower case; see METHODS for the defaults that differ from
-            peft's. In YAML a plain string means the method.
+        method: ``full``, ``half`` (options: `HalfConfig`) or the name of a peft method in lower case; see METHODS for
+            the defaults that differ from peft's. In YAML a plain string means the method.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -33,13 +35,18 @@ class AdaptationConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The peft options that were given, by peft's names."""
+        """The options that were given, by HalfConfig's or peft's names."""
         return dict(self.model_extra or {})
 
     @property
     def resolved(self) -> dict[str, Any]:
         """The options with the method's defaults."""
         return {**METHODS[self.method], **self.options}
+
+    @property
+    def half(self) -> HalfConfig | None:
+        """What `half` means with these options; None for other methods."""
+        return HalfConfig(**self.options) if self.method == "half" else None
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +79,8 @@ def _method_problems(method: str) -> list[str]:
 def _option_problems(method: str, options: Mapping[str, Any]) -> list[str]:
     if method == "full":
         return [f"Full fine-tuning has no option '{name}'." for name in options]
+    if method == "half":
+        return half_problems(options)
     known = peft_fields()[method]
     problems = []
     for name, value in options.items():

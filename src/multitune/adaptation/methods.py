@@ -1,4 +1,4 @@
-"""The methods, by peft's own names in lower case, each with the defaults that differ from peft's.
+"""The methods: full, half, and peft's by their own names in lower case, with the defaults that differ from peft's.
 
 Where peft's default places an adapter on two attention projections from a table of known architectures, ours is every
 linear layer: it holds for every architecture, and QLoRA (arXiv:2305.14314, section 4) found it necessary to match full
@@ -17,6 +17,7 @@ VIRTUAL_TOKENS = {"num_virtual_tokens": 20}
 
 METHODS: dict[str, Mapping[str, Any]] = {
     "full": {},
+    "half": {},  # its defaults stand in HalfConfig
     "adalora": ALL_LINEAR,
     "adamss": ALL_LINEAR,
     "adaption_prompt": {"adapter_len": 10},  # LLaMA-Adapter, arXiv:2303.16199, section 4
@@ -64,6 +65,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "waveft": ALL_LINEAR,
     "xlora": {},
 }
+
+WITHOUT_ADAPTER = ("full", "half")
+"""Methods that train the model's own weights; all others are peft's."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "cpt": ("cpt_token_ids",),

@@ -33,11 +33,12 @@ __all__ = [
     "load_tokenizer",
     "merged_model",
     "model_facts",
+    "rounds_of",
     "save_backbone",
 ]
 
 DESCRIPTION_FILE = "multitune.json"
-"""What transformers and peft do not keep: form, base and its loading, tasks of the heads."""
+"""What transformers and peft do not keep: form, base and its loading, rounds of training, tasks of the heads."""
 
 _MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "heads.json")
 
@@ -56,6 +57,7 @@ def load_backbone(config: ModelConfig, tasks: Sequence[Task] = (), device: str =
             that an encoder cannot have.
     """
     backbone = load_pretrained(config, device, seed)
+    backbone.rounds = rounds_of(config)
     if backbone.form == "encoder":
         backbone.model = encoder_with_heads(backbone.model, tasks, seed).eval()
         backbone.tasks = tuple(tasks)
@@ -120,7 +122,14 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
         backbone.model = load_heads(backbone.model, folder)
         backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
     backbone.model.eval()
+    backbone.rounds = described.get("rounds", 0)
     return backbone
+
+
+def rounds_of(config: ModelConfig) -> int:
+    """Return how many trainings by this package made a model: 0 for one that it did not save."""
+    folder = Path(config.name).expanduser()
+    return int(_description(folder).get("rounds", 0)) if folder.is_dir() else 0
 
 
 def merged_model(backbone: Backbone) -> Any:
@@ -182,6 +191,7 @@ def _write(backbone: Backbone, folder: Path, merged: bool) -> None:
     described = {
         "form": backbone.form,
         "model": base.model_dump(mode="json"),
+        "rounds": backbone.rounds,
         "tasks": [_without_data(task).model_dump(mode="json") for task in backbone.tasks],
     }
     (folder / DESCRIPTION_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

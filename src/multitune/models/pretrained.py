@@ -38,6 +38,8 @@ class Backbone:
         form: causal, seq2seq or encoder.
         config: how it was asked for.
         tasks: encoders only: the tasks of the heads, in the order of their task ids.
+        rounds: how many trainings made these weights, as far as this package did them.
+        half: the `multitune.adaptation.half.HalfRound` that it is in, where half of it is frozen.
     """
 
     model: Any
@@ -45,6 +47,8 @@ class Backbone:
     form: Form
     config: ModelConfig
     tasks: tuple[Task, ...] = ()
+    rounds: int = 0
+    half: Any = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from multitune.adaptation.methods import WITHOUT_ADAPTER
 from multitune.recipes.graph import TrainNode
 from multitune.recipes.schema import Recipe
 
@@ -49,7 +50,7 @@ def model_card(
 
 
 def _is_whole(node: TrainNode) -> bool:
-    return node.step.adapt.method == "full" or node.step.export == "merged"
+    return node.step.adapt.method in WITHOUT_ADAPTER or node.step.export == "merged"
 
 
 def loading_code(folder: Path, base: str, place: str) -> str:

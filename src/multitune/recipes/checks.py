@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from multitune.adaptation.methods import CACHED_PREFIX
+from multitune.adaptation.methods import CACHED_PREFIX, WITHOUT_ADAPTER
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
 from multitune.recipes.graph import build
@@ -217,7 +217,7 @@ def _check_validation(
 
 
 def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: KeyPath) -> Iterator[MultituneError]:
-    if recipe.model.quantize is not None and step.model == BASE and step.adapt.method == "full":
+    if recipe.model.quantize is not None and step.model == BASE and step.adapt.method in WITHOUT_ADAPTER:
         yield MultituneError(
             "Quantised weights cannot train.",
             document.where(key),
@@ -235,7 +235,7 @@ def _check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError
     """Check that what a step leaves can be trained further where another step does so."""
     for name, step in recipe.train_steps():
         start = recipe.steps.get(step.model.partition(".")[0])
-        if isinstance(start, TrainStep) and start.adapt.method != "full" and start.export == "adapter":
+        if isinstance(start, TrainStep) and start.adapt.method not in WITHOUT_ADAPTER and start.export == "adapter":
             yield MultituneError(
                 f"The step '{step.model}' leaves an adapter, which cannot be trained further as it is.",
                 document.where(("steps", name, "model")),

@@ -12,12 +12,16 @@ from multitune.scoring.score import ScoreConfig
 
 @dataclass(frozen=True)
 class TrainNode:
-    """Trains ``model`` on ``tasks`` and leaves a model of its own name."""
+    """Trains ``model`` on ``tasks`` and leaves a model of its own name.
+
+    ``round`` counts the train steps on the way from the recipe's own model, this one included.
+    """
 
     name: str
     step: TrainStep
     model: str
     tasks: tuple[str, ...]
+    round: int = 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def build(recipe: Recipe) -> list[Node]:
     """
     order = _order({name: step.model.partition(".")[0] for name, step in recipe.steps.items()})
     nodes: list[Node] = []
+    rounds = {BASE: 0}
     if recipe.score:
         nodes.append(ScoreNode(f"{BASE}@score", BASE, tuple(recipe.tasks), recipe.score))
     for name in order:
@@ -53,8 +58,9 @@ def build(recipe: Recipe) -> list[Node]:
             config = ScoreConfig(**step.model_dump(exclude={"do", "model", "tasks"}))
             nodes.append(ScoreNode(name, step.model, tasks, config))
             continue
-        for node in _train_nodes(name, step, recipe):
+        for node in _train_nodes(name, step, recipe, rounds.get(step.model, 0) + 1):
             nodes.append(node)
+            rounds[node.name] = node.round
             if recipe.score:
                 scored = node.tasks if step.tasks == "each" else tuple(recipe.tasks)
                 nodes.append(ScoreNode(f"{node.name}@score", node.name, scored, recipe.score))
@@ -80,11 +86,11 @@ def refuse_rows_longer_than(positions: int | None, node: TrainNode) -> None:
         )
 
 
-def _train_nodes(name: str, step: TrainStep, recipe: Recipe) -> list[TrainNode]:
+def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list[TrainNode]:
     if step.tasks == "each":
-        return [TrainNode(f"{name}.{task}", step, step.model, (task,)) for task in recipe.training_tasks]
+        return [TrainNode(f"{name}.{task}", step, step.model, (task,), round) for task in recipe.training_tasks]
     tasks = recipe.training_tasks if step.tasks == "all" else step.tasks
-    return [TrainNode(name, step, step.model, tasks)]
+    return [TrainNode(name, step, step.model, tasks, round)]
 
 
 def _order(reads: Mapping[str, str]) -> list[str]:

@@ -120,6 +120,7 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     from transformers import set_seed
 
     from multitune.adaptation.adapting import adapt
+    from multitune.adaptation.half import write_manifest
     from multitune.models.loading import save_backbone
     from multitune.models.positions import usable_positions
     from multitune.training.train import train, with_weights
@@ -130,7 +131,9 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     backbone = _to_train(node, opened.recipe, model, tasks)
     refuse_rows_longer_than(usable_positions(backbone.model), node)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
-    backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed)
+    backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed, folder=place)
+    if backbone.half is not None and is_main():
+        write_manifest(backbone.half, place)
     given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
     weights = {task.name: task.weight for task in tasks} | given
     mixture = step.mixture if len(tasks) > 1 else Proportional()  # one task alone has no shares to speak of
@@ -144,9 +147,12 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
         if is_main():
             if result.weights is not None:
                 whole = _to_train(node, opened.recipe, model, tasks)
-                whole = adapt(whole, step.adapt, steps=step.training.steps, seed=seed)
+                whole = adapt(whole, step.adapt, steps=step.training.steps, seed=seed, folder=place)
                 backbone = with_weights(whole, result.weights)
+            backbone.rounds += 1
             save_backbone(backbone, place / "model", merged=step.export == "merged")
+            if backbone.half is not None:
+                write_manifest(backbone.half, place / "model")
     except OSError as error:
         raise disk_error(error, place) from error
     facts = {

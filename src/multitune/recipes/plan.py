@@ -249,10 +249,14 @@ def _plan_node(
     node: TrainNode, recipe: Recipe, facts: ModelFacts, tasks: Sequence[Task], found: Sequence[TaskStatistics]
 ) -> NodePlan:
     from multitune.adaptation.adapting import trainable_parameters
+    from multitune.models.loading import rounds_of
 
     config = node.step.training
     simulation = _simulate(node, recipe, facts, tasks, found)
-    trainable = trainable_parameters(facts, node.step.adapt, tasks if facts.form == "encoder" else ())
+    encoded = tasks if facts.form == "encoder" else ()
+    trainable = trainable_parameters(
+        facts, node.step.adapt, encoded, seed=recipe.seed, round=rounds_of(recipe.model) + node.round
+    )
     positions = simulation.positions
     balancer = config.balancer if len(tasks) > 1 else None  # a task alone is not balanced
     apart = len(tasks) if balancer is not None and balancer.needs_gradients else 0

@@ -37,7 +37,7 @@ def training_arguments(
         )
     steps = config.steps or steps_in(batches, config)
     precision = _precision(config, on_gpu)
-    learning_rate = config.learning_rate or (2e-5 if _trains_everything(backbone) else 2e-4)
+    learning_rate = config.learning_rate or (2e-5 if _trains_own_weights(backbone) else 2e-4)
     logger.info(
         "%d steps of %d rows, learning rate %g, %s, aggregation %s",
         steps,
@@ -114,8 +114,9 @@ def _precision(config: TrainingConfig, on_gpu: bool) -> str:
     return "float32"
 
 
-def _trains_everything(backbone: Backbone) -> bool:
-    return all(p.requires_grad for p in backbone.model.parameters())
+def _trains_own_weights(backbone: Backbone) -> bool:
+    """Tell full and half fine-tuning, which take small steps, from adapters, which begin at nothing."""
+    return backbone.half is not None or all(p.requires_grad for p in backbone.model.parameters())
 
 
 def _has_experts(backbone: Backbone) -> bool:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from multitune.training.losses import LossModule
 from multitune.training.processes import is_main
 from multitune.training.sharding import dealt_like, gathered
 
@@ -123,9 +124,12 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the live trainable parameters and persistent buffers by name; tied parameters appear once."""
+    """Return the live parameters that a run changes and persistent buffers by name; tied parameters appear once."""
     saved = model.state_dict()
-    parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    if isinstance(model, LossModule):
+        parameters = {name: p.data for name, p in model.changing_parameters()}
+    else:
+        parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     return parameters | {name: b for name, b in model.named_buffers() if name in saved}
 
 

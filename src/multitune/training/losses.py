@@ -7,7 +7,7 @@ Shape legend: ``B`` rows, ``S`` positions, ``T`` tasks, ``N`` labelled tokens (e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,14 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = backbone.model
         self.form = backbone.form
+        half = backbone.half
+        self._resampled = frozenset(half.sizes) if half and half.config.resample == "epoch" else frozenset()
+
+    def changing_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield by name what the run may change: what trains now, or may at another epoch of half fine-tuning."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad or name.removeprefix("model.") in self._resampled:
+                yield name, parameter
 
     @property
     def _no_split_modules(self) -> list[str]:

@@ -31,6 +31,7 @@ from multitune.training.balancing import make_balancing
 from multitune.training.checkpoints import find_checkpoint, load_weights, trainable_state
 from multitune.training.config import TrainingConfig
 from multitune.training.evaluation import make_evaluation
+from multitune.training.half_resampling import HalfResampling
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from multitune.training.logs import JsonLinesLog, LiveView
 from multitune.training.losses import LossModule
@@ -110,17 +111,20 @@ def train(
         logger.info("%s goes on from step %d", title, resumed_step)
     show, views = _shown(folder, resumed_step, title) if is_main() else (_unheard, [])
     _prepare(backbone, config)
-    stored_dtypes = _train_in_float32(backbone.model)
     router_loss = _router_loss(backbone, config)
     started = time.monotonic()
     if "wandb" in config.report_to:
         (folder / "tracking").mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DIR", str(folder / "tracking"))
     arguments = training_arguments(backbone, batches, config, folder, seed)
+    losses = LossModule(backbone)
+    stored_dtypes = _train_in_float32(
+        losses, with_frozen=backbone.half is not None and not (arguments.bf16 or arguments.fp16)
+    )
     with stop_on_signals() as request:
         stopper = StopAtStepEnd(request)
         trainer = MultiTaskTrainer(
-            LossModule(backbone),
+            losses,
             arguments,
             batches=batches,
             names=names,
@@ -134,6 +138,10 @@ def train(
             callbacks=[stopper, RankAllocation(backbone.model), *views],
         )
         _remove_default_printers(trainer)
+        if backbone.half is not None and backbone.half.config.resample == "epoch":
+            filled = steps_in(batches, config)
+            per_epoch = filled * sum(len(table) for table in tables) / batches.mixture.total
+            trainer.add_callback(HalfResampling(trainer, backbone.half, per_epoch, resumed_step))
         keep_tracker_files(trainer, folder / "tracking")
         evaluation = make_evaluation(trainer, validation, config, folder, resumed_step, seed)
         try:
@@ -296,14 +304,19 @@ def _router_loss(backbone: Backbone, config: TrainingConfig) -> RouterLoss | Non
     return loss
 
 
-def _train_in_float32(model: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.dtype]]:
+def _train_in_float32(model: LossModule, *, with_frozen: bool) -> list[tuple[torch.nn.Parameter, torch.dtype]]:
     """Hold what trains in float32 and return the dtypes to give back; autocast computes in 16 bits all the same.
 
     A step of 2e-5 on a weight of 0.02 is below the resolution of bfloat16: most updates would round to nothing.
+
+    Args:
+        model: what trains.
+        with_frozen: whether what is frozen goes along: without autocast a matrix in 16 bits cannot take what one in
+            float32 puts out. Adapters see to that themselves.
     """
-    half = [p for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
-    stored = [(p, p.dtype) for p in half]
-    for parameter in half:
+    held = list(model.parameters()) if with_frozen else [parameter for _, parameter in model.changing_parameters()]
+    stored = [(p, p.dtype) for p in held if p.dtype in (torch.bfloat16, torch.float16)]
+    for parameter, _ in stored:
         parameter.data = parameter.data.float()
     return stored
 
