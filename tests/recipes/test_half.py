@@ -1,0 +1,100 @@
+"""Half fine-tuning in recipes: a chain of steps is a sequence of rounds, planned, saved and gone on from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.numpy import load_file
+from transformers import BertConfig, BertModel
+
+from multitune.adaptation.half import half_round
+from multitune.adaptation.half_config import HalfConfig
+from multitune.errors import MultituneError
+from multitune.models.config import ModelConfig
+from multitune.models.heads import encoder_with_heads, freeze_pooler
+from multitune.models.loading import rounds_of
+from multitune.recipes.executor import run
+from multitune.recipes.loading import load_recipe
+from multitune.recipes.plan import plan
+from multitune.tasks.task import Task
+
+
+@pytest.fixture
+def chain(recipe):
+    """Two trainings one after another, each of a half."""
+    training = recipe["steps"]["joint"]["training"]
+    recipe["score"] = False
+    recipe["steps"] = {
+        "first": {"adapt": {"method": "half"}, "tasks": ["sign"], "training": training},
+        "second": {"adapt": {"method": "half"}, "tasks": ["echo"], "training": training, "model": "first"},
+    }
+    return recipe
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before, after):
+    return {name for name in after if not (before[name] == after[name]).all()}
+
+
+def test_every_step_of_a_chain_is_a_round_with_a_half_of_its_own(chain, write, tmp_path, model_folder):
+    assert list(run(load_recipe(write(chain)), tmp_path / "run").done) == ["first", "second"]
+    models = {step: tmp_path / "run" / "steps" / step / "model" for step in chain["steps"]}
+    manifests = {step: json.loads((folder / "half.json").read_text()) for step, folder in models.items()}
+    assert [manifest["round"] for manifest in manifests.values()] == [1, 2]
+    assert manifests["first"]["frozen"] != manifests["second"]["frozen"]
+    base, first, second = weights(model_folder), weights(models["first"]), weights(models["second"])
+    assert changed(base, first) == set(base) - set(manifests["first"]["frozen"])
+    assert changed(first, second) == set(base) - set(manifests["second"]["frozen"])
+    for step, folder in models.items():
+        facts = json.loads((folder.parent / "artifact.json").read_text())
+        assert facts["trainable_parameters"] == manifests[step]["trainable_parameters"]
+
+
+def test_the_plan_says_what_trains_in_every_round(chain, write, tmp_path):
+    """With fewer keys than queries the number differs from half to half."""
+    loaded = load_recipe(write(chain))
+    planned = {node.name: node.trainable for node in plan(loaded).nodes}
+    run(loaded, tmp_path / "run")
+    for step in chain["steps"]:
+        manifest = json.loads((tmp_path / "run" / "steps" / step / "model" / "half.json").read_text())
+        assert planned[step] == manifest["trainable_parameters"]
+
+
+def test_a_recipe_that_starts_from_a_trained_model_goes_on_counting_rounds(chain, write, tmp_path):
+    second = chain["steps"].pop("second")
+    run(load_recipe(write(chain)), tmp_path / "run")
+    trained = tmp_path / "run" / "steps" / "first" / "model"
+    assert rounds_of(ModelConfig(name=str(trained))) == 1
+    del second["model"]
+    chain |= {"model": str(trained), "steps": {"later": second}}
+    run(load_recipe(write(chain)), tmp_path / "later")
+    manifest = json.loads((tmp_path / "later" / "steps" / "later" / "model" / "half.json").read_text())
+    assert manifest["round"] == 2
+
+
+def test_a_model_that_the_hub_has_or_that_is_embedded_was_never_trained_here():
+    assert rounds_of(ModelConfig(name="tiny")) == 0
+
+
+def test_quantised_weights_are_refused(chain, write):
+    chain["model"] = {"name": chain["model"], "quantize": "4bit"}
+    with pytest.raises(MultituneError, match="Quantised weights cannot train"):
+        load_recipe(write(chain))
+
+
+def test_an_encoder_trains_its_heads_and_half_of_its_layers():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = BertModel(BertConfig(vocab_size=30, **sizes))
+    model = encoder_with_heads(encoder, [Task(name="mood", kind="label", choices=("bad", "good"))], 0)
+    freeze_pooler(model)
+    half = half_round(model, HalfConfig(), seed=0)
+    assert {"weight", "bias"} <= set(half.sizes) - half.frozen  # all heads in one matrix
+    assert not any(name.startswith("encoder.embeddings.") for name in half.frozen)
+    assert not any("pooler" in name for name in half.sizes)  # frozen before, as it takes no part in the loss
+    frozen = [p for name, p in half.places.items() if name in half.frozen]
+    assert {p.layer for p in frozen} == {0, 1}
+    assert len({p.unit for p in frozen if p.category == "attention"}) == 4
