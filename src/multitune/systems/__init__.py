@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import mftcoder
+from multitune.systems import logit_fusion, mftcoder
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -67,14 +67,7 @@ _GALLERY = (
         "Some mixture of related tasks beats training on the target task alone.",
         "scoring",
     ),
-    System(
-        8,
-        "DLF",
-        "On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion",
-        "arXiv 2406.15480, NeurIPS 2024",
-        "Small tuned experts steer a large untuned model at decoding time, with a strength chosen at every token.",
-        "decoding",
-    ),
+    logit_fusion.SYSTEM,
     System(
         9,
         "MVLPT",
