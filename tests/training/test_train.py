@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.objectives.aggregation import AGGREGATIONS
 from multitune.training import train as training
+from multitune.training.checkpoints import is_whole
 from multitune.training.config import TrainingConfig
 from multitune.training.interrupts import Interrupted
 from tests.training.conftest import make_model, write_task
@@ -223,21 +226,33 @@ def test_nothing_to_train_is_refused(tmp_path, tables, tokenizer):
         training.train(backbone, tables, Proportional(), TrainingConfig(**SETTINGS), tmp_path, seed=0)
 
 
-def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(tmp_path, tables, tokenizer, monkeypatch):
-    from multitune.training import checkpoints
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system that holds one checkpoint and no second one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
-    save, calls = checkpoints.save_file, []
 
-    def fill_up(tensors, path):
-        calls.append(path)
-        if len(calls) > 3:  # the first checkpoint's three tensor files fit
-            raise OSError(28, "No space left on device")
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoints, "save_file", fill_up)
+def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(small_disk, tables, tokenizer):
     with pytest.raises(MultituneError, match="disk is full"):
-        run(tmp_path, tables, tokenizer)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+        run(small_disk, tables, tokenizer)
+    assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert is_whole(small_disk / "checkpoints" / "checkpoint-2")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch itself, while it compiles
+def test_a_compiled_model_trains_alike(tmp_path, tables, tokenizer):
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    plain, log = run(tmp_path / "1", tables, tokenizer, steps=3)
+    compiled, log_compiled = run(tmp_path / "2", tables, tokenizer, steps=3, compile=True)
+    assert_same_weights(plain, compiled, tolerance=1e-5)
+    assert [line["loss"] for line in log_compiled] == pytest.approx([line["loss"] for line in log], abs=1e-5)
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no fast bfloat16")

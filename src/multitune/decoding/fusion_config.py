@@ -27,6 +27,8 @@ class FusionConfig(BaseModel):
         ranges: (lowest, highest) alpha: one for all experts, or one for each.
         step: of the grid.
         negative: whether coefficients below 0, which move away from an expert, are meant.
+        large_prompt, small_prompt: text that the large model alone, or small base and experts alone, read before every
+            prompt: demonstrations, for instance.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +38,8 @@ class FusionConfig(BaseModel):
     ranges: tuple[tuple[float, float], ...] = ((0.0, 2.0),)
     step: float = Field(0.1, gt=0)
     negative: bool = False
+    large_prompt: str = ""
+    small_prompt: str = ""
 
     def ranges_of(self, experts: int) -> tuple[tuple[float, float], ...]:
         """Return (lowest, highest) alpha of each expert."""

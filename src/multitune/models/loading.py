@@ -28,6 +28,8 @@ from multitune.tasks.task import Task
 __all__ = [
     "Backbone",
     "ModelFacts",
+    "add_adapter",
+    "base_of_adapter",
     "load_backbone",
     "load_saved",
     "load_tokenizer",
@@ -111,13 +113,10 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
     folder = checked_folder(Path(folder))
     described = _description(folder)
     adapter = (folder / "adapter_config.json").is_file()
-    if adapter:
-        config = ModelConfig.model_validate(described["model"]) if described else _base_of_adapter(folder)
-    else:
-        config = ModelConfig(name=str(folder), form=described.get("form"))
+    config = base_of_adapter(folder) if adapter else ModelConfig(name=str(folder), form=described.get("form"))
     backbone = load_pretrained(config, device)
     if adapter:
-        backbone.model = _with_adapter(backbone.model, folder)
+        backbone.model = add_adapter(backbone.model, folder)
     if (folder / HEADS_FILE).is_file():
         backbone.model = load_heads(backbone.model, folder)
         backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
@@ -159,12 +158,20 @@ def merged_model(backbone: Backbone) -> Any:
         ) from error
 
 
-def _with_adapter(model: Any, folder: Path) -> Any:
+def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """Return a model with the adapter of a folder, beside those that it has already.
+
+    Raises:
+        MultituneError: the adapter belongs to another model.
+    """
     from peft import PeftModel
 
     try:
         with peft_warnings_logged():
-            return PeftModel.from_pretrained(model, str(folder))
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+                return model
+            return PeftModel.from_pretrained(model, str(folder), name)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise MultituneError(
             f"The adapter does not fit its base: {str(error).strip().splitlines()[0]}",
@@ -207,7 +214,14 @@ def _description(folder: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def _base_of_adapter(folder: Path) -> ModelConfig:
+def base_of_adapter(folder: Path) -> ModelConfig:
+    """Return the model that a saved adapter belongs to, loaded as it was when the adapter was trained.
+
+    Raises:
+        MultituneError: the adapter does not say.
+    """
+    if told := _description(folder):
+        return ModelConfig.model_validate(told["model"])
     described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = described.get("base_model_name_or_path")
     if not base:
