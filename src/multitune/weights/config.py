@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Schedule = Annotated[tuple[float, ...], Field(min_length=1)]
 """Values over depth: the first at the first layer, the last at the last, linear in between."""
 
-Value = float | Schedule | dict[str, float | Schedule]
-"""One parameter: a number; a schedule over depth; or number or schedule by tensor name. Names are shell patterns
-(``*.mlp.*``), tried in the order in which they are written; ``default`` holds where none matches."""
+Value = float | str | Schedule | dict[str, float | Schedule]
+"""One parameter: a number, or a word for a choice; a schedule over depth; or number or schedule by tensor name. Names
+are shell patterns (``*.mlp.*``), tried in the order in which they are written; ``default`` holds where none matches."""
 
 
 class MergedModel(BaseModel):

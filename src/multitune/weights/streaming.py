@@ -1,0 +1,228 @@
+"""One tensor of all models, side by side, in chunks of float32: what a method reads.
+
+A source gives any stretch of a flattened tensor. What it gives does not depend on where chunks begin and end: stored
+values are converted one by one, and the delta of a LoRA is multiplied out in blocks of rows that are fixed for the
+tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from multitune.weights.checkpoints import Checkpoint
+from multitune.weights.selection import Rows
+
+BLOCK = 1 << 12
+"""Sums over a tensor are sums of these blocks, so that they do not depend on the chunks."""
+
+CHUNK = 1 << 16
+"""Entries of a chunk: for four models and a base 1.3 MB, about a core's second-level cache."""
+
+
+class Source(Protocol):
+    """One tensor of one model.
+
+    Attributes:
+        relative: whether the entries are differences from the base's.
+    """
+
+    relative: bool
+
+    def fill(self, start: int, out: torch.Tensor) -> None:
+        """Write the entries from ``start`` of the flattened tensor into ``out`` (float32)."""
+
+
+@dataclass
+class Stored:
+    """A tensor as it lies in a file, or in memory."""
+
+    flat: torch.Tensor
+    relative: bool = False
+
+    def fill(self, start: int, out: torch.Tensor) -> None:
+        out.copy_(self.flat[start : start + out.numel()])
+
+
+@dataclass
+class Remapped:
+    """Rows of a stored matrix in another order: row i of the result is row ``rows[i]``, zeros where that is -1.
+
+    With ``relative`` they are differences from another matrix's rows, zero where a row is absent in either.
+    """
+
+    matrix: torch.Tensor
+    rows: torch.Tensor
+    relative: bool = False
+
+    def fill(self, start: int, out: torch.Tensor) -> None:
+        width = self.matrix.shape[1] if self.matrix.dim() > 1 else 1
+        first, last = start // width, (start + out.numel() - 1) // width + 1
+        rows = self.rows[first:last]
+        matrix = self.matrix.reshape(self.matrix.shape[0], -1)
+        found = matrix[rows.clamp(min=0)].float().mul_((rows >= 0).float().unsqueeze(1))
+        out.copy_(found.reshape(-1)[start - first * width :][: out.numel()])
+
+
+class Factored:
+    """The delta scale * B @ A of a LoRA, multiplied out in blocks of rows; one block is kept.
+
+    Args:
+        b: [rows, rank].
+        a: [rank, columns].
+        scale: of the product.
+    """
+
+    relative = True
+
+    def __init__(self, b: torch.Tensor, a: torch.Tensor, scale: float) -> None:
+        self.b, self.a, self.scale = b, a, scale
+        self.block_rows = max(1, CHUNK // a.shape[1])
+        self._block: tuple[int, torch.Tensor] | None = None
+
+    def fill(self, start: int, out: torch.Tensor) -> None:
+        entries = self.block_rows * self.a.shape[1]
+        done = 0
+        while done < out.numel():
+            number, offset = divmod(start + done, entries)
+            piece = self._rows(number)[offset : offset + out.numel() - done]
+            out[done : done + piece.numel()] = piece
+            done += piece.numel()
+
+    def _rows(self, number: int) -> torch.Tensor:
+        if self._block is None or self._block[0] != number:
+            rows = self.b[number * self.block_rows : (number + 1) * self.block_rows]
+            self._block = number, (rows @ self.a).mul_(self.scale).reshape(-1)
+        return self._block[1]
+
+
+class Absent:
+    """A tensor that an adapter does not change: a delta of zeros."""
+
+    relative = True
+
+    def fill(self, start: int, out: torch.Tensor) -> None:
+        out.zero_()
+
+
+def of_checkpoint(checkpoint: Checkpoint, name: str, rows: np.ndarray | None = None) -> Source:
+    """Return the source of a tensor, whole model or adapter.
+
+    Args:
+        checkpoint: where it is.
+        name: in a whole model; in the base, if it is an adapter's.
+        rows: the row of the stored tensor for every row of the result, -1 where there is none; None: as they are.
+    """
+    if checkpoint.adapter is not None:
+        if name in checkpoint.targets:
+            return Factored(*checkpoint.factored(name))
+        if name not in checkpoint.replaced:
+            return Absent()
+        name = checkpoint.replaced[name]
+    stored = checkpoint.tensor(name)
+    return Stored(stored.reshape(-1)) if rows is None else Remapped(stored, torch.from_numpy(rows))
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The same stretch of one tensor in base and models; a method may overwrite ``deltas``.
+
+    Attributes:
+        start: index of the first entry in the flattened tensor.
+        base: float32 [n]; zeros where the models' own values are merged.
+        deltas: float32 [T, n]: differences from ``base``.
+        anchor: float32 [n], the base's entries in any case; zeros where there is none.
+    """
+
+    start: int
+    base: torch.Tensor
+    deltas: torch.Tensor
+    anchor: torch.Tensor
+
+
+class Stream:
+    """A tensor of T models and their base, read in chunks into buffers that are used again.
+
+    Args:
+        base: of the deltas; None: the models' own values count, as deltas from zero.
+        models: T sources.
+        shape: of the tensor.
+        anchor: where ``base`` is None: what adapters add to, and what LiNeS scales from.
+        chunk: entries of a chunk, rounded up to whole blocks.
+        whole_rows: chunks end with rows of the last dimension (and their size follows from that).
+        device: where the arithmetic is done.
+    """
+
+    def __init__(
+        self,
+        base: Source | None,
+        models: Sequence[Source],
+        shape: tuple[int, ...],
+        *,
+        anchor: Source | None = None,
+        chunk: int = CHUNK,
+        whole_rows: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.base, self.models, self.shape, self.anchor = base, tuple(models), shape, anchor
+        self.numel = prod(shape)
+        self.width = shape[-1] if shape else 1
+        if whole_rows:
+            self.chunk = max(1, chunk // max(self.width, 1)) * max(self.width, 1)
+        else:
+            self.chunk = -(-chunk // BLOCK) * BLOCK
+        self.chunk = max(1, min(self.chunk, self.numel))
+        self.device = torch.device(device)
+        self._host = torch.empty(len(self.models) + 1, self.chunk)
+        self._buffers = self._host if self.device.type == "cpu" else self._host.to(self.device)
+        self._zeros = torch.zeros(self.chunk, device=self.device) if base is None else None
+
+    @property
+    def starts(self) -> range:
+        return range(0, self.numel, self.chunk)
+
+    def read(self, start: int) -> Chunk:
+        """Return the chunk that begins at ``start``; it lives until the next call."""
+        length = min(self.chunk, self.numel - start)
+        host = self._host[:, :length]
+        reference = self.base or self.anchor
+        if reference is None:
+            host[0].zero_()
+        else:
+            reference.fill(start, host[0])
+        for source, row in zip(self.models, host[1:], strict=True):
+            source.fill(start, row)
+        values = host
+        if self.device.type != "cpu":
+            values = self._buffers[:, :length]
+            values.copy_(host, non_blocking=True)
+        anchor, deltas = values[0], values[1:]
+        for source, row in zip(self.models, deltas, strict=True):
+            if self.base is not None and not source.relative:
+                row.sub_(anchor)
+            elif self.base is None and source.relative:
+                row.add_(anchor)
+        base = anchor if self._zeros is None else self._zeros[:length]
+        return Chunk(start, base, deltas, anchor)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return map(self.read, self.starts)
+
+    @property
+    def rows(self) -> Rows:
+        """The deltas as vectors to select from."""
+        return Rows(self.numel, self.starts, lambda start: self.read(start).deltas)
+
+
+def block_sums(values: torch.Tensor) -> torch.Tensor:
+    """Return the float64 sums of blocks of float32 [n], the last one short; blocks begin at multiples of BLOCK."""
+    whole = values.numel() // BLOCK * BLOCK
+    sums = values[:whole].view(-1, BLOCK).sum(1, dtype=torch.float64)
+    if whole == values.numel():
+        return sums
+    return torch.cat([sums, values[whole:].sum(dtype=torch.float64).view(1)])

@@ -1,0 +1,141 @@
+"""Merges from folders to folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from multitune.errors import MultituneError
+from multitune.weights.config import MergeConfig
+from multitune.weights.merging import merge
+from multitune.weights.methods import METHODS, merge_tensors
+from tests.weights.folders import family, read, write
+
+
+def config_of(method: str, base: Path, models: list[Path], **fields: object) -> MergeConfig:
+    if method == "passthrough":
+        models = models[:1]
+    own_base = None if method in ("linear", "passthrough") else str(base)
+    return MergeConfig(method=method, base=own_base, models=[str(each) for each in models], **fields)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_merge_as_tensors_do(method: str, tmp_path: Path) -> None:
+    base, models = family(tmp_path, 3, shards=2)
+    config = config_of(method, base, models)
+    merge(config, tmp_path / "out")
+    weights, tensors = [read(each) for each in models], read(base)
+    result = read(tmp_path / "out")
+    assert result.keys() == tensors.keys()
+    for name, values in result.items():
+        reference = torch.zeros_like(tensors[name]) if config.base is None else tensors[name]
+        deltas = [each[name] - reference for each in weights[: len(config.models)]]
+        assert torch.equal(values, merge_tensors(method, reference, deltas, name=name)), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_and_threads_change_no_bit(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    base, models = family(tmp_path, 3, dtype, width=70)  # tensors of several blocks, with an odd rest
+    config = config_of(method, base, models)
+    first = None
+    for number, (chunk, threads) in enumerate([(4096, 1), (8192, 3), (1 << 20, 2)]):
+        merge(config, tmp_path / str(number), chunk=chunk, threads=threads)
+        written = (tmp_path / str(number) / "model.safetensors").read_bytes()
+        first = first or written
+        assert written == first
+
+
+def test_the_result_keeps_types_companions_and_tells_its_making(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2, torch.bfloat16)
+    (base / "tokenizer.json").write_text("{}")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (base / "modeling_own.py").write_text("raise SystemExit")
+    report = merge(config_of("task_arithmetic", base, models), tmp_path / "out")
+    out = tmp_path / "out"
+    assert {tensor.dtype for tensor in read(out).values()} == {torch.bfloat16}
+    assert sorted(file.name for file in out.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    header = (out / "model.safetensors").read_bytes()
+    metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
+    assert json.loads(metadata["merge"])["method"] == "task_arithmetic"
+    assert json.loads(metadata["inputs"]).keys() == {"base", "model0", "model1"}
+    assert report.tensors == len(read(out))
+    assert report.bytes_written == sum(tensor.nbytes for tensor in read(out).values())
+    assert report.parameters["lm_head.weight"] == {"weight": [1.0, 1.0], "lambda": 1.0, "normalize": 0.0}
+
+
+def test_the_output_type_can_be_chosen(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2, torch.bfloat16)
+    merge(config_of("linear", base, models, dtype="float32"), tmp_path / "out")
+    values = read(tmp_path / "out")["lm_head.weight"]
+    assert values.dtype == torch.float32
+    assert torch.equal(values, sum(read(each)["lm_head.weight"].float() for each in models) / 2)
+
+
+def test_integers_are_copied_where_equal_and_refused_where_not(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / name, {"a.weight": torch.ones(3), "steps": torch.tensor([7, number])})
+        for name, number in (("base", 1), ("same", 1), ("other", 2))
+    ]
+    merge(config_of("task_arithmetic", paths[0], paths[1:2]), tmp_path / "out")
+    assert read(tmp_path / "out")["steps"].tolist() == [7, 1]
+    with pytest.raises(MultituneError, match=r"'steps' is I64 and differs"):
+        merge(config_of("task_arithmetic", paths[0], paths[1:]), tmp_path / "out2")
+    assert not (tmp_path / "out2").exists()
+    assert not (tmp_path / ".out2.partial").exists()
+
+
+def test_negation_unlearns(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 1)
+    merge(config_of("task_arithmetic", base, models, parameters={"weight": -1.0}), tmp_path / "out")
+    before, tuned, after = read(base), read(models[0]), read(tmp_path / "out")
+    for name in before:
+        torch.testing.assert_close(after[name], 2 * before[name] - tuned[name])
+
+
+def test_a_killed_merge_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    config = config_of("ties", base, models)
+    merge(config, tmp_path / "whole")
+
+    def stop_at_half(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(config, tmp_path / "out", progress=stop_at_half, threads=1)
+    assert not (tmp_path / "out").exists()
+    report = merge(config, tmp_path / "out")
+    assert 0 < report.resumed < report.tensors
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_what_does_not_have_its_checksum_is_written_again(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    config = config_of("ties", base, models)
+    merge(config, tmp_path / "whole")
+
+    def stop_at_end(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(config, tmp_path / "out", progress=stop_at_end)
+    partial = tmp_path / ".out.partial" / "model.safetensors"
+    with partial.open("r+b") as file:
+        file.seek(-16, os.SEEK_END)
+        file.write(bytes(16))
+    report = merge(config, tmp_path / "out")
+    assert report.resumed == report.tensors - 1
+    written = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert written == (tmp_path / "whole" / "model.safetensors").read_bytes()
