@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import logit_fusion, mftcoder
+from multitune.systems import atlas, logit_fusion, mftcoder
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -189,14 +189,7 @@ _GALLERY = (
         "Scaling a task vector by layer depth gives general skill back and makes merging better.",
         "weights",
     ),
-    System(
-        25,
-        "aTLAS",
-        "Knowledge Composition using Task Vectors with Learned Anisotropic Scaling",
-        "arXiv 2407.02880, NeurIPS 2024",
-        "One learned coefficient per task vector and block composes what several models know.",
-        "weights",
-    ),
+    atlas.SYSTEM,
     System(
         26,
         "GPT-3 evaluation",

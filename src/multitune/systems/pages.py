@@ -85,7 +85,7 @@ def system_page(system: System, figures: dict[str, str] | None = None) -> str:
     lines += _list("What the paper claims", account.published)
     lines += _list("What is done as published", account.faithful)
     lines += _list("What deviates, and why", account.deviates)
-    lines += ["## How to use it", "", "```yaml", account.used.strip(), "```", ""]
+    lines += ["## How to use it", "", f"```{account.used_in}", account.used.strip(), "```", ""]
     lines += _how_to_run(system, account)
     for scale in account.scales:
         if result := committed_result(system, scale):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from multitune.systems.claims import Claim, Metrics
 
@@ -60,7 +60,8 @@ class Account:
         faithful: what is done as published.
         deviates: what is done otherwise, and why.
         found: how the committed numbers are to be read; no numbers of its own.
-        used: how a recipe asks for it, in YAML.
+        used: how a recipe asks for it, in YAML, or a program, in Python.
+        used_in: which of the two.
         scales: the reproduction by size: "small", and "full" where there is one.
         version: raised when the same settings would give other metrics, so that kept ones are not taken for new ones.
     """
@@ -72,6 +73,7 @@ class Account:
     scales: Mapping[str, Scale]
     found: tuple[str, ...] = ()
     version: int = 1
+    used_in: Literal["yaml", "python"] = "yaml"
 
 
 @dataclass(frozen=True)

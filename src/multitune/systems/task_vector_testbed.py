@@ -22,6 +22,7 @@ INPUTS, WIDTH, BLOCKS, CLASSES = 24, 48, 6, 6
 TEACHER_HIDDEN, TEACHER_FEATURES = 64, 32
 AUXILIARY_TASKS, AUXILIARY_ROWS = 12, 2000
 SHOTS, SHARPNESS = 3, 20.0
+PRETRAINING_STEPS = 1500
 TRAIN_ROWS, LEARN_ROWS, TEST_ROWS = 2000, 150, 1000
 MEAN_SPREAD = 0.75  # standard deviation of a new task's input mean; inputs around it have 1
 
@@ -182,7 +183,7 @@ def _generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def _pretrained(teacher: _Teacher, seed: int) -> Encoder:
-    """Train encoder and heads on all auxiliary tasks at once: 1500 steps of 64 rows per task at 1e-3, decayed."""
+    """Train encoder and heads on all auxiliary tasks at once: 64 rows per task and step at 1e-3, decayed."""
     generator = _generator(seed, "pretraining")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -198,7 +199,7 @@ def _pretrained(teacher: _Teacher, seed: int) -> Encoder:
         logits_TBC = SHARPNESS * features_TBW @ functional.normalize(heads_TCW, dim=-1).mT
         return functional.cross_entropy(logits_TBC.flatten(0, 1), labels_TB[:, drawn].flatten())
 
-    _train([*encoder.parameters(), heads_TCW], loss, 1500, 1e-3)
+    _train([*encoder.parameters(), heads_TCW], loss, PRETRAINING_STEPS, 1e-3)
     return encoder.requires_grad_(False)
 
 

@@ -122,7 +122,7 @@ def difference(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Dense
         MultituneError: a tensor of one is missing in the other, or has another shape.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in base.items() if tensor.is_floating_point()}
-    _same_tensors(shapes, {name: tuple(tensor.shape) for name, tensor in tuned.items() if tensor.is_floating_point()})
+    require_same_tensors(base, tuned)
 
     def read(name: str) -> Tensor:
         kind = exact(base[name].dtype)
@@ -151,18 +151,19 @@ def vector_of_file(path: Path) -> DenseVector:
     return DenseVector(shapes, file.get_tensor)
 
 
-def _same_tensors(base: Mapping[str, Shape], tuned: Mapping[str, Shape]) -> None:
+def require_same_tensors(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> None:
+    """Raise MultituneError unless two models have the same tensors of the same shapes."""
     if odd := sorted(base.keys() ^ tuned.keys()):
-        side = "the fine-tuned model" if odd[0] in base else "the base"
+        side = "second" if odd[0] in base else "first"
         raise MultituneError(
-            f"{len(odd)} tensors are missing on one side: '{odd[0]}' is not in {side}.",
-            "task vectors",
-            "Give weights that were tuned from this base, under the same names.",
+            f"{len(odd)} tensors are missing in one of two models: '{odd[0]}' is not in the {side}.",
+            "models",
+            "Give models that were tuned from one base, under the same names.",
         )
-    for name, shape in base.items():
-        if tuned[name] != shape:
+    for name, tensor in base.items():
+        if tuned[name].shape != tensor.shape:
             raise MultituneError(
-                f"The fine-tuned tensor has shape {list(tuned[name])}, the base's {list(shape)}.",
-                name,
-                "Give weights that were tuned from this base.",
+                f"'{name}' has shape {list(tensor.shape)} in one model and {list(tuned[name].shape)} in another.",
+                "models",
+                "Give models that were tuned from one base.",
             )
