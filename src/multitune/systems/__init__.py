@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, logit_fusion, mftcoder
+from multitune.systems import atlas, hft, logit_fusion, mftcoder
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -157,14 +157,7 @@ _GALLERY = (
         "adaptation",
     ),
     mftcoder.SYSTEM,
-    System(
-        21,
-        "HFT",
-        "HFT: Half Fine-Tuning for Large Language Models",
-        "arXiv 2404.18466, ACL 2025",
-        "Training a random half of the matrices per round forgets less and costs less than training all.",
-        "weights",
-    ),
+    hft.SYSTEM,
     System(
         22,
         "EPT",
