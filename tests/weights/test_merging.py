@@ -17,13 +17,13 @@ from tests.weights.folders import family, read, write
 
 
 def config_of(method: str, base: Path, models: list[Path], **fields: object) -> MergeConfig:
-    if method == "passthrough":
+    if method in ("passthrough", "half_reset"):
         models = models[:1]
     own_base = None if method in ("linear", "passthrough") else str(base)
     return MergeConfig(method=method, base=own_base, models=[str(each) for each in models], **fields)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "half_reset"])  # draws over all tensors
 def test_files_merge_as_tensors_do(method: str, tmp_path: Path) -> None:
     base, models = family(tmp_path, 3, shards=2)
     config = config_of(method, base, models)

@@ -127,15 +127,11 @@ def _reset(
     model: LlamaForCausalLM, base: LlamaForCausalLM, skill: Skill, settings: Mapping[str, Any], seed: int
 ) -> float:
     """Give half of the tuned blocks their old weights back, in place; return what is left of the new skill."""
-    from multitune.adaptation.half import half_round
     from multitune.adaptation.half_config import HalfConfig
     from multitune.systems.skill_language import exact_match
+    from multitune.weights.half_reset import half_reset
 
-    frozen = half_round(model, HalfConfig(), seed=seed).frozen
-    old = dict(base.named_parameters())
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.data.copy_(old[name].data)
+    model.load_state_dict(half_reset(base.state_dict(), model.state_dict(), HalfConfig(), seed=seed))
     return exact_match(model, skill, held_out(skill, settings["held_out"]))
 
 

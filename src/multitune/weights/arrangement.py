@@ -12,7 +12,8 @@ from multitune.errors import MultituneError
 from multitune.models.architecture import TensorPlace, architecture_index
 from multitune.weights.checkpoints import FLOATS, Checkpoint
 from multitune.weights.config import MergeConfig
-from multitune.weights.parameters import BASE_IF_GIVEN, WITHOUT_BASE, resolved
+from multitune.weights.half_reset import take_halves
+from multitune.weights.parameters import BASE_IF_GIVEN, CHOOSES, WITHOUT_BASE, resolved
 
 LISTED = 5
 """Names that an error quotes; it counts the others."""
@@ -98,8 +99,10 @@ def arrange(config: MergeConfig) -> Arrangement:
     left_out: dict[str, str] = {}
     names = [name for name in leader.names if not _is_tied_head(leader, name, places, left_out)]
     origins = [_match(leader, names, each, places, left_out) for each in models]
-    on_task_vectors = config.method not in WITHOUT_BASE or (config.method in BASE_IF_GIVEN and base is not None)
-    anchored = config.lines is not None or any(each.adapter is not None for each in models)
+    on_task_vectors = config.method not in WITHOUT_BASE | CHOOSES or (
+        config.method in BASE_IF_GIVEN and base is not None
+    )
+    anchored = config.lines is not None or config.method in CHOOSES or any(each.adapter is not None for each in models)
     jobs = []
     for name in names:
         entry = leader.entries[name]
@@ -124,6 +127,8 @@ def arrange(config: MergeConfig) -> Arrangement:
                 Origin(leader, name) if anchored and not on_task_vectors else None,
             )
         )
+    if config.method == "half_reset":
+        jobs = take_halves(jobs, config.seed)
     return Arrangement(config, leader, inputs, jobs, left_out)
 
 

@@ -85,16 +85,30 @@ METHOD_PARAMETERS: dict[str, dict[str, Parameter]] = {
         "remove_first": REMOVE_FIRST,
         "normalize": NOT_NORMALIZED,
     },
+    "half_reset": {
+        "fraction": Parameter(0.5, 0.0, 1.0, "share of the blocks that stays tuned"),
+        "round": Parameter(1.0, 1.0, inf, "draws another half"),
+        "granularity": Parameter("category", 0, 0, "what is halved", words=("category", "layer", "model")),
+        "balance": Parameter("count", 0, 0, "what the share counts", words=("count", "params")),
+    },
     "passthrough": {"scale": Parameter(1.0, -inf, inf, "factor of the tensor", each=True)},
 }
 
 WITHOUT_BASE = frozenset({"linear", "slerp", "multislerp", "passthrough"})
 """Methods on weights; all others work on task vectors and need a base."""
 
+CHOOSES = frozenset({"half_reset"})
+"""Methods that take each tensor from the base or from the one model as it is."""
+
 BASE_IF_GIVEN = frozenset({"multislerp"})
 """Methods on weights that work on task vectors where a base is given."""
 
-MODELS: dict[str, tuple[int, float]] = {"slerp": (2, 2), "passthrough": (1, 1), "multislerp": (2, inf)}
+MODELS: dict[str, tuple[int, float]] = {
+    "slerp": (2, 2),
+    "passthrough": (1, 1),
+    "half_reset": (1, 1),
+    "multislerp": (2, inf),
+}
 """Fewest and most models of a method; 1 and any number where nothing is said. Methods on task vectors with Model
 Stock and SCE are told apart here because their formulas need two."""
 MODELS |= {"model_stock": (2, inf), "sce": (2, inf)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from multitune.weights.methods.half_reset import half_reset
 from multitune.weights.methods.layer import Layer
 from multitune.weights.methods.masks import find_band, find_top, keep_band, keep_top
 from multitune.weights.methods.sums import linear, passthrough, task_arithmetic
@@ -29,6 +30,7 @@ METHODS: dict[str, Method] = {
     "ties": ties,
     "breadcrumbs": breadcrumbs,
     "breadcrumbs_ties": breadcrumbs_ties,
+    "half_reset": half_reset,
     "passthrough": passthrough,
 }
 
