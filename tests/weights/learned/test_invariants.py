@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from multitune.weights.learned.config import LearningConfig
 from multitune.weights.learned.learning import LearningTask, initial_gradient, learn_coefficients
 from multitune.weights.learned.routes import routed
 from multitune.weights.learned.selection import blockwise_selection, random_selection, whole_selection
-from multitune.weights.learned.vectors import FactoredVector, dense_vector
+from multitune.weights.learned.vectors import DenseVector, FactoredVector, dense_vector
 from tests.weights.learned.conftest import small
 
 ROUTES = ("streamed", "autograd")
@@ -223,3 +224,33 @@ def test_both_routes_learn_the_same_coefficients(bench):
         assert one.lam_NC == pytest.approx(other.lam_NC, abs=1e-9)
         assert one.losses == pytest.approx(other.losses, abs=1e-9)
         assert one.losses[-1] < one.losses[0]
+
+
+def test_the_streamed_route_never_holds_two_vectors_and_reads_only_what_is_chosen(bench):
+    """However many vectors there are, one tensor of one of them is alive; a selection reads no other."""
+    alive, most, reads = set(), [0], []
+
+    def counted(number, vector):
+        def read(name):
+            tensor = vector.read(name).clone()
+            alive.add(id(tensor))
+            weakref.finalize(tensor, alive.discard, id(tensor))
+            most[0] = max(most[0], len(alive))
+            reads.append((number, name))
+            return tensor
+
+        return DenseVector(vector.shapes, read)
+
+    many = [counted(number, bench.vectors[number % 2]) for number in range(6)]
+    one_NC = torch.zeros(6, 10, dtype=torch.bool)
+    one_NC[torch.arange(10) % 6, torch.arange(10)] = True
+    for chosen_NC, expected in ((None, 6 * 10), (one_NC, 10)):
+        composition = composed(bench.model, many, chosen_NC=chosen_NC)
+        with routed("streamed", bench.model, composition) as route:
+            route.gradient(composition.start(), [bench.loss])
+            assert len(reads) == len(set(reads)) == expected
+            reads.clear()
+            route.at(some_coefficients(composition))
+            assert len(reads) == len(set(reads)) == expected
+            reads.clear()
+    assert most == [1]

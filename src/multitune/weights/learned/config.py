@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Route = Literal["streamed", "autograd", "linearised"]
 
@@ -39,6 +39,13 @@ class LearningConfig(BaseModel):
     sharpness_radius: Annotated[float, Field(ge=0)] = 0.0
     keep: Literal["best", "last"] = "best"
     route: Route = "streamed"
+
+    @field_validator("clamp")
+    @classmethod
+    def _range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"clamp is {value[0]:g} to {value[1]:g}; give the lowest value first")
+        return value
 
 
 SETTINGS: dict[str, LearningConfig] = {
