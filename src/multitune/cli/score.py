@@ -12,7 +12,8 @@ from multitune.cli.run import Json
 
 def score(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder (whole model or adapter), a hub id, or tiny.")
+        str,
+        typer.Argument(metavar="MODEL", help="A folder (whole model or adapter), a fusion file, a hub id, or tiny."),
     ],
     tasks: Annotated[Path, typer.Option("--tasks", help="A recipe or suite file; its tasks are scored.")],
     out: Annotated[Path | None, typer.Option("--out", help="Keep scores and predictions in this folder.")] = None,

@@ -62,6 +62,11 @@ def loading_code(folder: Path, base: str, place: str) -> str:
         place: how the code names the folder.
     """
     quoted = json.dumps(place)
+    if (folder / "fusion.json").is_file():
+        return (
+            "from pathlib import Path\n\nfrom multitune.decoding.fusion_file import load_fusion\n\n"
+            f'backbone = load_fusion(Path({quoted}) / "fusion.json")  # .model generates as any transformers model'
+        )
     if (folder / "heads.json").is_file():
         return (
             "from pathlib import Path\n\nfrom multitune.models.loading import load_saved\n\n"

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from multitune.adaptation.methods import CACHED_PREFIX, WITHOUT_ADAPTER
+from multitune.decoding.fusion_config import check_fusion
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
+from multitune.models.config import ModelConfig
+from multitune.models.location import PACKAGE_PREFIX, resolve
 from multitune.recipes.graph import build
 from multitune.recipes.reading import Document, KeyPath
-from multitune.recipes.schema import BASE, Recipe, ScoreStep, TrainStep
+from multitune.recipes.schema import BASE, FuseStep, Recipe, ScoreStep, TrainStep
 from multitune.scoring.score import scored_split
 from multitune.tasks.metrics import metric
 from multitune.tasks.sources import source_files
@@ -34,6 +38,9 @@ def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]
     for name, task in recipe.tasks.items():
         yield from _check_task(name, task, recipe, document)
     for name, step in recipe.steps.items():
+        if isinstance(step, FuseStep):
+            yield from _check_fuse(name, step, recipe, document)
+            continue
         yield from _check_model_of(name, step, recipe, document)
         if isinstance(step, TrainStep):
             yield from _check_train(name, step, recipe, document)
@@ -126,15 +133,63 @@ def _check_metric(name: str, task: Task, document: Document, key: KeyPath) -> It
 def _check_model_of(
     name: str, step: TrainStep | ScoreStep, recipe: Recipe, document: Document
 ) -> Iterator[MultituneError]:
-    models = [BASE]
-    for other, made in recipe.train_steps():
-        models += [f"{other}.{task}" for task in recipe.training_tasks] if made.tasks == "each" else [other]
+    models = _trained_models(recipe)
+    if isinstance(step, ScoreStep):
+        models += [other for other, made in recipe.steps.items() if isinstance(made, FuseStep)]
     if step.model not in models:
         yield MultituneError(
             f"There is no model '{step.model}'.{nearest(step.model, models)}",
             document.where(("steps", name, "model")),
             f"Use one of: {', '.join(models)}.",
         )
+
+
+def _trained_models(recipe: Recipe) -> list[str]:
+    """Return the names of the recipe's own model and of those that its train steps leave."""
+    models = [BASE]
+    for name, step in recipe.train_steps():
+        models += [f"{name}.{task}" for task in recipe.training_tasks] if step.tasks == "each" else [name]
+    return models
+
+
+def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("steps", name)
+    if step.small is None:
+        yield MultituneError(
+            "There is no small base: what an expert has learned is told by its difference from it.",
+            document.where(key),
+            "Add small: the model that the experts were tuned from; base, where the recipe trains them.",
+        )
+    keys: list[KeyPath] = [("model",), *([("small",)] if step.small is not None else [])]
+    keys += [("experts", place) for place in range(len(step.experts))]
+    known = _trained_models(recipe)
+    for place, source in enumerate(step.sources):
+        where = document.where((*key, *keys[place]))
+        if source in step.sources[:place]:
+            yield MultituneError(
+                f"The model '{source}' is given twice.",
+                where,
+                "Give the large model, the small base and every expert once.",
+            )
+        elif source not in known:
+            outside = ModelConfig(name=str(beside) if (beside := document.path.parent / source).is_dir() else source)
+            if source.partition(".")[0] in recipe.steps or ("/" not in source and not _is_model(outside)):
+                yield MultituneError(
+                    f"There is no model '{source}'.{nearest(source, known)}",
+                    where,
+                    f"Use one of: {', '.join(known)}; or the folder or hub id of a model.",
+                )
+            else:
+                yield from _caught(partial(resolve, outside), document, (*key, *keys[place]))
+    try:
+        check_fusion(step, len(step.experts))
+    except MultituneError as error:
+        yield MultituneError(error.what, document.where((*key, error.where.partition(":")[0])), error.mend)
+
+
+def _is_model(config: ModelConfig) -> bool:
+    """Whether a name without a slash is a model: a folder, the embedded one, or one of a package."""
+    return Path(config.name).is_dir() or config.name == "tiny" or config.name.startswith(PACKAGE_PREFIX)
 
 
 def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:

@@ -178,14 +178,14 @@ def _in_turn(run: _Run, progress: ScoringProgress | None, *, keep_going: bool) -
     failures = []
     for work in run.works:
         finished = run.results.finished
-        if work.key in finished or (work.needs and work.needs not in finished):
+        if work.key in finished or not finished.issuperset(work.needs):
             continue  # it stands, or what it needs has failed
         run.worked = True
         started = time.monotonic()
         try:
             prepare(work.node, work.place, work.fingerprint)
             broadcast(work.key)
-            do(work.node, run.opened[work.variant], work.place, work.model, work.fingerprint, progress)
+            do(work.node, run.opened[work.variant], work.place, work.models, work.fingerprint, progress)
         except Exception as error:
             if not keep_going:
                 raise
@@ -205,7 +205,7 @@ def _follow(recipe: Recipe | Sweep, out: Path) -> None:
     works = {work.key: work for work in lay_out(variants, opened, out, swept=swept)}
     while (key := broadcast(END)) != END:
         work = works[key]
-        do(work.node, opened[work.variant], work.place, work.model, work.fingerprint)
+        do(work.node, opened[work.variant], work.place, work.models, work.fingerprint)
     leave()
 
 

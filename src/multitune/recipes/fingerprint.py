@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multitune.recipes.graph import ScoreNode, TrainNode
+from multitune.models.config import ModelConfig
+from multitune.recipes.graph import FuseNode, ScoreNode, TrainNode
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
 
 TRAIN_VERSION = 2
 SCORE_VERSION = 2
+FUSE_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
 _ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
@@ -73,6 +75,18 @@ def score_fingerprint(
     )
 
 
+def fuse_fingerprint(node: FuseNode, models: Mapping[str, str]) -> str:
+    """Digest a fuse node: its settings and every model that it names, in their order.
+
+    Args:
+        node: the node.
+        models: fingerprints of base and nodes, by name.
+    """
+    sources = [models.get(name) or location_fingerprint(ModelConfig(name=name)) for name in node.step.sources]
+    settings = node.step.model_dump(mode="json", exclude={"model", "small", "experts"})
+    return digest({"version": FUSE_VERSION, "step": settings, "sources": sources})
+
+
 def _has_random_heads(recipe: Recipe) -> bool:
     from multitune.models.pretrained import model_form
 
@@ -80,13 +94,18 @@ def _has_random_heads(recipe: Recipe) -> bool:
 
 
 def model_fingerprint(recipe: Recipe) -> str:
-    """Digest the recipe's own model: every byte of a local folder, or hub id and revision."""
+    """Digest the recipe's own model."""
+    return location_fingerprint(recipe.model)
+
+
+def location_fingerprint(model: ModelConfig) -> str:
+    """Digest a model: every byte of a local folder, or hub id and revision."""
     from multitune.models.location import resolve
 
-    location = Path(resolve(recipe.model))
-    settings = recipe.model.model_dump(mode="json", exclude={"name"})
+    location = Path(resolve(model))
+    settings = model.model_dump(mode="json", exclude={"name"})
     if not location.is_dir():
-        return digest({"settings": settings, "hub": str(location), "revision": recipe.model.revision})
+        return digest({"settings": settings, "hub": str(location), "revision": model.revision})
     known = _KnownDigests(cache_folder() / "digests.json")
     files = {path.name: known.of(path) for path in sorted(location.iterdir()) if path.is_file()}
     known.save()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multitune.errors import MultituneError
-from multitune.recipes.schema import BASE, Recipe, ScoreStep, TrainStep
+from multitune.recipes.schema import BASE, FuseStep, Recipe, ScoreStep, Step, TrainStep
 from multitune.scoring.score import ScoreConfig
 
 
@@ -23,6 +23,11 @@ class TrainNode:
     tasks: tuple[str, ...]
     round: int = 1
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The models that it reads: base or nodes."""
+        return (self.model,)
+
 
 @dataclass(frozen=True)
 class ScoreNode:
@@ -33,8 +38,22 @@ class ScoreNode:
     tasks: tuple[str, ...]
     config: ScoreConfig
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The models that it reads: base or nodes."""
+        return (self.model,)
 
-Node = TrainNode | ScoreNode
+
+@dataclass(frozen=True)
+class FuseNode:
+    """Writes down which models are fused; those of ``reads`` are base or nodes, the others lie elsewhere."""
+
+    name: str
+    step: FuseStep
+    reads: tuple[str, ...]
+
+
+Node = TrainNode | ScoreNode | FuseNode
 
 
 def build(recipe: Recipe) -> list[Node]:
@@ -46,7 +65,7 @@ def build(recipe: Recipe) -> list[Node]:
     Raises:
         MultituneError: steps that wait for one another.
     """
-    order = _order({name: step.model.partition(".")[0] for name, step in recipe.steps.items()})
+    order = _order({name: tuple(one.partition(".")[0] for one in sources(step)) for name, step in recipe.steps.items()})
     nodes: list[Node] = []
     rounds = {BASE: 0}
     if recipe.score:
@@ -57,6 +76,12 @@ def build(recipe: Recipe) -> list[Node]:
             tasks = tuple(recipe.tasks) if step.tasks == "all" else step.tasks
             config = ScoreConfig(**step.model_dump(exclude={"do", "model", "tasks"}))
             nodes.append(ScoreNode(name, step.model, tasks, config))
+            continue
+        if isinstance(step, FuseStep):
+            made = {BASE, *(node.name for node in nodes)}
+            nodes.append(FuseNode(name, step, tuple(dict.fromkeys(one for one in step.sources if one in made))))
+            if recipe.score:
+                nodes.append(ScoreNode(f"{name}@score", name, tuple(recipe.tasks), recipe.score))
             continue
         for node in _train_nodes(name, step, recipe, rounds.get(step.model, 0) + 1):
             nodes.append(node)
@@ -86,6 +111,11 @@ def refuse_rows_longer_than(positions: int | None, node: TrainNode) -> None:
         )
 
 
+def sources(step: Step) -> tuple[str, ...]:
+    """Return the models that a step reads, as the recipe names them."""
+    return step.sources if isinstance(step, FuseStep) else (step.model,)
+
+
 def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list[TrainNode]:
     if step.tasks == "each":
         return [TrainNode(f"{name}.{task}", step, step.model, (task,), round) for task in recipe.training_tasks]
@@ -93,24 +123,24 @@ def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list
     return [TrainNode(name, step, step.model, tasks, round)]
 
 
-def _order(reads: Mapping[str, str]) -> list[str]:
-    """Return step names, each after the step whose model it reads, otherwise as the recipe lists them."""
+def _order(reads: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return step names, each after the steps whose models it reads, otherwise as the recipe lists them."""
     order: list[str] = []
     waiting = list(reads)
     while waiting:
-        ready = next((name for name in waiting if reads[name] not in waiting), None)
+        ready = next((name for name in waiting if not set(reads[name]) & set(waiting)), None)
         if ready is None:
-            raise _cycle(reads, waiting[0])
+            raise _cycle(reads, waiting)
         waiting.remove(ready)
         order.append(ready)
     return order
 
 
-def _cycle(reads: Mapping[str, str], step: str) -> MultituneError:
+def _cycle(reads: Mapping[str, tuple[str, ...]], waiting: Sequence[str]) -> MultituneError:
     """Follow the steps from one that can never start until one of them comes again."""
-    path = [step]
+    path = [waiting[0]]
     while path[-1] not in path[:-1]:
-        path.append(reads[path[-1]])
+        path.append(next(name for name in reads[path[-1]] if name in waiting))
     cycle = path[path.index(path[-1]) :]
     return MultituneError(
         f"The steps {' -> '.join(cycle)} wait for one another.",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.recipes.checks import cross_checks
 from multitune.recipes.reading import Document, KeyPath, assign, override, read_yaml
-from multitune.recipes.schema import LATER, Recipe, json_schema
+from multitune.recipes.schema import BASE, LATER, STEPS, FuseStep, Recipe, Step, json_schema
 from multitune.recipes.sweep import Axis, Sweep, Value, Variant, points, read_axes, refuse_too_many
 
 
@@ -90,7 +90,22 @@ def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[
     if (folder / recipe.model.name).is_dir():  # like every path of a recipe, a model's is relative to its folder
         beside = recipe.model.model_copy(update={"name": str(folder / recipe.model.name)})
         recipe = recipe.model_copy(update={"model": beside})
-    return recipe
+    return recipe.model_copy(
+        update={"steps": {name: _beside(step, recipe, folder) for name, step in recipe.steps.items()}}
+    )
+
+
+def _beside(step: Step, recipe: Recipe, folder: Path) -> Step:
+    """Return a step whose models' folders do not depend on where the program runs."""
+    if not isinstance(step, FuseStep):
+        return step
+
+    def absolute(name: str) -> str:
+        outside = name != BASE and name.partition(".")[0] not in recipe.steps
+        return str(folder / name) if outside and (folder / name).is_dir() else name
+
+    found = {"model": absolute(step.model), "experts": tuple(map(absolute, step.experts))}
+    return step.model_copy(update=found | ({"small": absolute(step.small)} if step.small is not None else {}))
 
 
 def data_folder(document: Document) -> Path:
@@ -204,11 +219,11 @@ def _unknown_step(value: Any, where: str, message: str) -> MultituneError:
     do = value.get("do") if isinstance(value, dict) else value
     if do in LATER:
         return MultituneError(
-            f"Steps of the kind '{do}' are not in this version of multitune.", where, "Use train and score steps."
+            f"Steps of the kind '{do}' are not in this version of multitune.",
+            where,
+            f"Use steps of the kinds {', '.join(STEPS)}.",
         )
-    return MultituneError(
-        f"There is no step of the kind '{do}'.{nearest(str(do), ('train', 'score'))}", where, f"{message}."
-    )
+    return MultituneError(f"There is no step of the kind '{do}'.{nearest(str(do), STEPS)}", where, f"{message}.")
 
 
 def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:

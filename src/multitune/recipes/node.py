@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from multitune.errors import MultituneError
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.recipes import fingerprint
 from multitune.recipes.cards import model_card
-from multitune.recipes.graph import Node, ScoreNode, TrainNode, refuse_rows_longer_than
+from multitune.recipes.fusing import is_fused, load_fused, score_fused, write_fusion_file
+from multitune.recipes.graph import FuseNode, Node, ScoreNode, TrainNode, refuse_rows_longer_than
 from multitune.recipes.run_folder import disk_error, read_finished, remove, write_whole
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Split, Task
@@ -67,7 +68,8 @@ def is_finished(node: Node, place: Path, inputs: str) -> bool:
     """
     if isinstance(node, ScoreNode):
         return read_finished(place / "scores.json", inputs) is not None
-    return read_finished(place / "artifact.json", inputs) is not None and _is_whole(place / "model")
+    stands = read_finished(place / "artifact.json", inputs) is not None
+    return stands and (is_fused(place / "model") or _is_whole(place / "model"))
 
 
 def prepare(node: Node, place: Path, inputs: str) -> None:
@@ -88,7 +90,12 @@ def prepare(node: Node, place: Path, inputs: str) -> None:
 
 
 def do(
-    node: Node, opened: Opened, place: Path, model: Path | None, inputs: str, progress: ScoringProgress | None = None
+    node: Node,
+    opened: Opened,
+    place: Path,
+    models: Mapping[str, Path | None],
+    inputs: str,
+    progress: ScoringProgress | None = None,
 ) -> None:
     """Do a node and write its result; the file that says so comes last.
 
@@ -98,17 +105,21 @@ def do(
         node: of the recipe.
         opened: the recipe.
         place: its folder, prepared.
-        model: folder of the saved model that the node reads; None for the recipe's own.
+        models: folder of every model that the node reads, by name; None for the recipe's own.
         inputs: its fingerprint.
         progress: called with (task, examples done, examples in all) while scoring.
     """
-    if isinstance(node, TrainNode):
-        facts = _train(node, opened, place, model)
+    if isinstance(node, FuseNode):
+        if is_main():
+            facts = write_fusion_file(node, opened.recipe, place / "model", models)
+            write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
+    elif isinstance(node, TrainNode):
+        facts = _train(node, opened, place, models[node.model])
         if is_main():
             write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
             shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the model is whole; they only take space
     else:
-        rows = _score(node, opened, place, model, progress)
+        rows = _score(node, opened, place, models[node.model], progress)
         if is_main():
             write_whole(place / "scores.json", json.dumps({"fingerprint": inputs, "rows": rows}) + "\n")
 
@@ -173,6 +184,8 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
 def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
     from multitune.models.loading import load_backbone, load_saved
 
+    if model is not None and is_fused(model):
+        return load_fused(model)
     return load_backbone(recipe.model, tasks, seed=recipe.seed) if model is None else load_saved(model)
 
 
@@ -275,7 +288,8 @@ def _score(
     logger.info("scoring %s on %d tasks", node.model, len(tasks))
     # The intervals have a seed of their own: training seeds share the scores of a base that none of them changes.
     own = tasks[rank() :: world_size()]  # every process scores some of the tasks
-    scored = score_tasks(backbone, own, recipe.folder, node.config, seed=INTERVALS_SEED, progress=progress)
+    score = score_fused(place / "coefficients") if model is not None and is_fused(model) else score_tasks
+    scored = score(backbone, own, recipe.folder, node.config, seed=INTERVALS_SEED, progress=progress)
     by_task = {score.task: score for part in gather(scored) for score in part}
     if not is_main():
         return []

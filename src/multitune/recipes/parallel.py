@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from multitune.errors import MultituneError
 from multitune.recipes.failures import Failure
-from multitune.recipes.graph import TrainNode
+from multitune.recipes.graph import ScoreNode
 from multitune.recipes.node import Opened, prepare
 from multitune.recipes.work import Work
 from multitune.training.interrupts import stop_on_signals
@@ -68,7 +68,7 @@ def side_by_side(
                     stopping = True
                     waiting.clear()
                     workers.ask_to_stop()
-                ready = [work for work in waiting if work.needs is None or work.needs in finished]
+                ready = [work for work in waiting if finished.issuperset(work.needs)]
                 for work in ready[: workers.slots - len(running)]:
                     waiting.remove(work)
                     running[work.key] = work, time.monotonic()
@@ -99,13 +99,13 @@ def side_by_side(
 def _start(work: Work, opened: Opened, workers: Workers) -> None:
     prepare(work.node, work.place, work.fingerprint)
     work.place.mkdir(parents=True, exist_ok=True)
-    log = work.place / ("train.log" if isinstance(work.node, TrainNode) else "score.log")
+    log = work.place / ("score.log" if isinstance(work.node, ScoreNode) else "train.log")
     arguments = {
         "recipe": opened.recipe.model_dump(mode="json", exclude_unset=True, exclude={"folder"}),
         "folder": str(opened.recipe.folder),
         "node": work.node.name,
         "place": str(work.place.resolve()),
-        "model": str(work.model.resolve()) if work.model else None,
+        "models": {name: str(folder.resolve()) if folder else None for name, folder in work.models.items()},
         "inputs": work.fingerprint,
         "log": str(log.resolve()),
     }

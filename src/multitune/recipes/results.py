@@ -72,18 +72,21 @@ class Results:
 
         Where the model is a link, the run is a variant that is run by itself, and the card belongs to its sweep.
         """
-        if work.model is None or work.model.is_symlink():
+        model = work.models[work.node.model] if isinstance(work.node, ScoreNode) else None
+        if model is None or model.is_symlink() or not (model / "README.md").exists():
             return False
-        own = [w for w in self.works if w.needs == work.needs and w.node.name == f"{w.node.model}@score"]
+        own = [w for w in self.works if w.needs == work.needs and w.node.name == f"{work.node.reads[0]}@score"]
         return own[:1] == [work]
 
     def _write_card(self, work: Work) -> None:
         recipe = self.variants[work.variant].recipe
-        assert work.model is not None
-        facts = json.loads((work.model.parent / "artifact.json").read_text(encoding="utf-8"))
+        assert isinstance(work.node, ScoreNode)
+        model = work.models[work.node.model]
+        assert model is not None
+        facts = json.loads((model.parent / "artifact.json").read_text(encoding="utf-8"))
         trained = next(node for node in build(recipe) if isinstance(node, TrainNode) and node.name == work.node.model)
-        card = model_card(recipe, trained, work.model, facts, self._measured[work.key])
-        write_whole(work.model / "README.md", card)
+        card = model_card(recipe, trained, model, facts, self._measured[work.key])
+        write_whole(model / "README.md", card)
 
     # -- run folders of variants ---------------------------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ class Results:
             (order.index(node.name), node, self._measured[work.key])
             for work in self.works
             for i, node in work.users
-            if i == index and work.key in self._measured
+            if i == index and work.key in self._measured and isinstance(node, ScoreNode)
         ]
         rows = []
         for _, node, measured in sorted(scored, key=lambda one: one[0]):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from multitune.adaptation.config import AdaptationConfig
+from multitune.decoding.fusion_config import FusionConfig
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.models.config import ModelConfig
 from multitune.scoring.score import ScoreConfig
@@ -45,7 +46,23 @@ class ScoreStep(ScoreConfig):
     tasks: Literal["all"] | tuple[str, ...] = "all"
 
 
-STEPS: dict[str, type[BaseModel]] = {"train": TrainStep, "score": ScoreStep}
+class FuseStep(FusionConfig):
+    """Fuses a large model's logits with those of small experts (arXiv:2406.15480); leaves a file that is scored."""
+
+    do: Literal["fuse"]
+    model: str = Field(BASE, description="the large model: base, a step's name, or the folder or hub id of a model")
+    small: str | None = Field(None, description="the small base, named likewise")
+    experts: tuple[str, ...] = Field(
+        min_length=1, description="tuned versions of the small base, named likewise; adapters or whole models"
+    )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The large model, the small base and the experts, as the recipe names them."""
+        return (self.model, *((self.small,) if self.small is not None else ()), *self.experts)
+
+
+STEPS: dict[str, type[BaseModel]] = {"train": TrainStep, "score": ScoreStep, "fuse": FuseStep}
 LATER = ("select", "synthesize", "merge")
 """Steps that the design names and this version does not have."""
 
@@ -57,7 +74,7 @@ def _kind_of_step(value: Any) -> str | None:
 
 
 Step = Annotated[
-    Annotated[TrainStep, Tag("train")] | Annotated[ScoreStep, Tag("score")],
+    Annotated[TrainStep, Tag("train")] | Annotated[ScoreStep, Tag("score")] | Annotated[FuseStep, Tag("fuse")],
     Discriminator(
         _kind_of_step,
         custom_error_type="unknown_step",

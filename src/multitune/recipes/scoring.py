@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from multitune.errors import MultituneError
+from multitune.recipes.fusing import is_fused, load_fused, score_fused
 from multitune.recipes.loading import data_folder, schema_errors
 from multitune.recipes.node import with_heads
 from multitune.recipes.reading import read_yaml
@@ -53,7 +54,8 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     backbone = _backbone(model, resolved, seed)
     if backbone.form == "encoder":
         resolved = with_heads(backbone, resolved)
-    scores = score_tasks(backbone, resolved, folder, config, seed=seed)
+    score = score_fused(out / "coefficients") if out is not None and is_fused(Path(model)) else score_tasks
+    scores = score(backbone, resolved, folder, config, seed=seed)
     if out is not None:
         save_predictions(scores, out / "predictions")
         board = Scoreboard.load(out / "scoreboard.parquet")
@@ -88,6 +90,8 @@ def _backbone(model: str, tasks: list[Task], seed: int) -> Backbone:
     from multitune.models.loading import load_backbone, load_saved
 
     folder = Path(model)
+    if is_fused(folder):
+        return load_fused(folder)
     if folder.is_dir() and not (folder / "config.json").exists() and (folder / "steps").is_dir():
         models = sorted(str(p.parent) for p in folder.glob("steps/*/model/README.md"))
         raise MultituneError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multitune.recipes import fingerprint
-from multitune.recipes.graph import Node, TrainNode, build
+from multitune.recipes.graph import FuseNode, Node, ScoreNode, TrainNode, build
 from multitune.recipes.node import Opened, scored_splits
 from multitune.recipes.run_folder import RunFolder
 from multitune.recipes.schema import BASE
@@ -25,8 +25,8 @@ class Work:
         variant: index of the first variant that has it; it is done by this one's recipe.
         fingerprint: of its inputs.
         place: folder of its result.
-        model: folder of the saved model that it reads; None for the recipe's own.
-        needs: key of the work that leaves this model.
+        models: folder of every model that it reads, by name; None for the recipe's own.
+        needs: keys of the work that leaves these models.
         users: every (variant's index, node) whose result this is.
     """
 
@@ -36,8 +36,8 @@ class Work:
     variant: int
     fingerprint: str
     place: Path
-    model: Path | None
-    needs: str | None
+    models: Mapping[str, Path | None]
+    needs: tuple[str, ...]
     users: tuple[tuple[int, Node], ...]
 
     @property
@@ -53,7 +53,7 @@ class _Node:
     node: Node
     variant: int
     fingerprint: str
-    reads: str | None
+    reads: dict[str, str | None]
     users: list[tuple[int, Node]]
 
 
@@ -81,11 +81,12 @@ def lay_out(variants: Sequence[Variant], opened: Sequence[Opened], folder: Path,
         inputs = {BASE: bases[written]}
         keys: dict[str, str] = {}
         for node in build(one.recipe):
-            digest = _fingerprint(node, one, inputs[node.model])
+            digest = _fingerprint(node, one, inputs)
             key = keys[node.name] = digest if swept else node.name
-            if isinstance(node, TrainNode):
+            if not isinstance(node, ScoreNode):
                 inputs[node.name] = digest
-            entry = found.setdefault(key, _Node(node, index, digest, keys.get(node.model), []))
+            reads = {name: keys.get(name) for name in node.reads}
+            entry = found.setdefault(key, _Node(node, index, digest, reads, []))
             entry.users.append((index, node))
     places = {
         key: node_folder(folder, node.fingerprint) if swept else RunFolder(folder).node(node.node.name)
@@ -99,8 +100,8 @@ def lay_out(variants: Sequence[Variant], opened: Sequence[Opened], folder: Path,
             variant=node.variant,
             fingerprint=node.fingerprint,
             place=places[key],
-            model=places[node.reads] / "model" if node.reads else None,
-            needs=node.reads,
+            models={name: places[read] / "model" if read else None for name, read in node.reads.items()},
+            needs=tuple(read for read in node.reads.values() if read),
             users=tuple(node.users),
         )
         for key, node in found.items()
@@ -123,8 +124,10 @@ def told_of(variants: Sequence[Variant], users: Sequence[int]) -> str:
     return f" ({','.join(shared)})" if shared else ""
 
 
-def _fingerprint(node: Node, opened: Opened, model: str) -> str:
+def _fingerprint(node: Node, opened: Opened, models: Mapping[str, str]) -> str:
     if isinstance(node, TrainNode):
-        return fingerprint.train_fingerprint(node, opened.recipe, model)
-    tasks = opened.tasks(node.tasks)
-    return fingerprint.score_fingerprint(node, opened.recipe, tasks, model, scored_splits(node, opened.recipe))
+        return fingerprint.train_fingerprint(node, opened.recipe, models[node.model])
+    if isinstance(node, FuseNode):
+        return fingerprint.fuse_fingerprint(node, models)
+    tasks, splits = opened.tasks(node.tasks), scored_splits(node, opened.recipe)
+    return fingerprint.score_fingerprint(node, opened.recipe, tasks, models[node.model], splits)

@@ -25,7 +25,7 @@ def do_node(
     folder: str,
     node: str,
     place: str,
-    model: str | None,
+    models: dict[str, str | None],
     inputs: str,
     log: str,
     threads: int,
@@ -40,7 +40,7 @@ def do_node(
         folder: what the recipe's paths are relative to.
         node: name of the node in the recipe's graph.
         place: folder of its result, prepared.
-        model: folder of the saved model that it reads; None for the recipe's own.
+        models: folder of every model that it reads, by name; None for the recipe's own.
         inputs: its fingerprint.
         log: file that receives everything said along the way.
         threads: of torch.
@@ -53,7 +53,7 @@ def do_node(
     with Path(log).open("a", encoding="utf-8", buffering=1) as said, redirect_stdout(said), redirect_stderr(said):
         handler = _listen(said)
         try:
-            _do(recipe, folder, node, place, model, inputs, threads)
+            _do(recipe, folder, node, place, models, inputs, threads)
         except KeyboardInterrupt:
             return {"status": "interrupted", "errors": []}
         except Exception as error:
@@ -67,7 +67,13 @@ SHARED = "Put --out, the data and the cache on a file system that all machines s
 
 
 def _do(
-    recipe: dict[str, Any], folder: str, name: str, place: str, model: str | None, inputs: str, threads: int
+    recipe: dict[str, Any],
+    folder: str,
+    name: str,
+    place: str,
+    models: dict[str, str | None],
+    inputs: str,
+    threads: int,
 ) -> None:
     import torch
 
@@ -78,7 +84,8 @@ def _do(
     torch.set_num_threads(threads)
     opened = Opened(Recipe.model_validate({**recipe, "folder": folder}))
     node = next(node for node in build(opened.recipe) if node.name == name)
-    do(node, opened, Path(place), Path(model) if model else None, inputs)
+    folders = {read: Path(saved) if saved else None for read, saved in models.items()}
+    do(node, opened, Path(place), folders, inputs)
 
 
 def _listen(said: TextIO) -> logging.Handler:
