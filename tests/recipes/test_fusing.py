@@ -16,6 +16,7 @@ from multitune.models.loading import load_backbone, load_saved
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
 from multitune.recipes.scoring import score_model
+from multitune.reporting.report import write_report
 from multitune.reporting.run_folder import read_run
 from multitune.scoring.scoreboard import Scoreboard
 from tests.small_llama import small_llama
@@ -62,6 +63,9 @@ def test_a_fuse_step_is_scored_after_its_experts(fused, write, tmp_path):
         first = json.loads(lines[0])
         assert first["experts"] == ["a", "b"]
         assert all(len(alpha_T) == 2 for alpha_T in first["alphas"])
+    page = write_report([out], out / "report.html").read_text()
+    assert "Which expert led" in page
+    assert "load_fusion" in page
     told = json.loads((out / "steps" / "fused" / "model" / "fusion.json").read_text())
     assert told["experts"] == {name: {"name": f"../../{name}/model"} for name in ("a", "b")}
 

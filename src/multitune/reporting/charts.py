@@ -114,6 +114,7 @@ def line_panel(
     width: float,
     height: float,
     raw: Sequence[Points] = (),
+    along: str = "steps",
 ) -> Panel:
     """Return one chart of several lines with labels at their ends.
 
@@ -121,6 +122,7 @@ def line_panel(
         series: at least one, each with at least one point, values at least 0; series of the same name look the same.
         names: every name of the page in order, so that a name looks the same in every chart.
         raw: what the series were smoothed from, drawn faintly behind them.
+        along: what the axis counts.
     """
     labels = {one.name: cut_name(one.name, 18 if width >= WIDE else 9) for one in series}
     margin = max(62.0, 14.0 + LETTER * max(map(len, labels.values())))
@@ -168,7 +170,7 @@ def line_panel(
         labels=tuple(Label(labels[name], ranks[name], ends[name].end_x + 6, label_y[name]) for name in ranks),
         x_ticks=tuple(Tick(x_place(x), short(x)) for x in x_values if x <= x_end),
         y_ticks=tuple(Tick(y_place(y), short(y)) for y in y_values),
-        summary=f"{title}, steps {short(min(xs))} to {short(x_end)}: {told}",
+        summary=f"{title}, {along} {short(min(xs))} to {short(x_end)}: {told}",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from multitune import __version__
 from multitune.recipes.run_folder import write_whole
 from multitune.reporting import charts, facts, training_curves
+from multitune.reporting.coefficients import coefficients
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
@@ -70,6 +71,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "curves": training_curves.loss_panels(runs),
         "validation": training_curves.validation_panels(runs[0]),
         "balance": training_curves.balance_panels(runs[0]),
+        "coefficients": coefficients(runs[0]),
         "throughput": training_curves.throughput(runs),
         "mixtures": training_curves.mixtures(runs[0]),
         "samples": pick_samples(runs[0], comparison.tables),
