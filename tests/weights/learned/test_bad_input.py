@@ -63,6 +63,9 @@ WRONG = {
     "5 of 3 task vectors": lambda b: whole_selection(SLOPE, 5),
     "6 of 3 task vectors": lambda b: random_selection(3, 4, 6, seed=0),
     "7 of 3 task vectors": lambda b: feature_selection(SLOPE[0], SLOPE, 4, 7),
+    "The model's 'inlet.weight' is not that of the base": lambda b: learn_coefficients(
+        b.tuned[0], composed(b.model, b.vectors), [task_of(b.loss)]
+    ),
     "There is no task to learn": lambda b: learn_coefficients(b.model, b.vectors, []),
     "Epoch 1 has no batch of 'rows'": lambda b: learn_coefficients(b.model, b.vectors, [task_of(b.loss, 0)]),
     "0 rows cannot be drawn": lambda b: labelled_task("rows", Labelled(0, lambda drawn: (drawn, drawn))),
@@ -157,6 +160,20 @@ def test_weights_of_sixteen_bits_are_composed_anew_and_rounded_once():
     task = task_of(lambda forward: functional.cross_entropy(forward(bench.inputs).float(), bench.labels))
     learned = learn_coefficients(bench.model, composition, [task], LearningConfig(learning_rate=0.05, epochs=5))
     assert learned.losses[-1] < learned.losses[0]
+
+
+@pytest.mark.parametrize("route", ["streamed", "autograd"])
+def test_a_base_file_of_sixteen_bits_serves_a_model_that_was_loaded_in_more(route):
+    half = small(torch.bfloat16)
+    model = copy.deepcopy(half.model).float()
+    composition = composed(model, half.vectors, base=half.model.state_dict())
+    loss = partial(lambda rows, forward: functional.cross_entropy(forward(rows), half.labels), half.inputs.float())
+    config = LearningConfig(learning_rate=0.05, epochs=5, route=route)
+    learned = learn_coefficients(model, composition, [task_of(loss)], config)
+    assert learned.losses[-1] < learned.losses[0]
+    assert {tensor.dtype for _, tensor in learned.tensors()} == {torch.bfloat16}  # what a checkpoint is written from
+    learned.fold_into(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_a_frozen_tensor_in_the_head_stays_out_of_reach_even_when_the_loss_asks_for_it(bench):

@@ -75,8 +75,8 @@ class Learned:
         The base's tensors are replaced, not written over: these coefficients can be folded anew.
         """
         parameters = dict(model.named_parameters())
-        for name, tensor in self.tensors():
-            parameters[name].data = tensor.to(parameters[name].device, parameters[name].dtype)
+        for name in self.composition.base:
+            parameters[name].data = self.composition.tensor(name, self.lam_NC).to(parameters[name])
 
     def table(self) -> dict[str, list[float]]:
         """Return for every block its coefficients, vector after vector and, within one, partition after partition."""

@@ -86,10 +86,11 @@ class Autograd:
     def __init__(self, model: nn.Module, composition: Composition) -> None:
         self._model = model
         self._composition = composition
+        self._likes = {name: p.detach() for name, p in model.named_parameters() if name in composition.base}
 
     def at(self, lam_NC: Tensor) -> Forward:
         """Compose all tensors at these coefficients."""
-        theta = dict(self._composition.tensors(lam_NC))
+        theta = {name: self._composition.tensor(name, lam_NC).to(like) for name, like in self._likes.items()}
         return lambda *args, **kwargs: torch.func.functional_call(self._model, theta, args, kwargs)
 
     def gradient(self, lam_NC: Tensor, losses: Sequence[Loss]) -> tuple[float, Tensor]:
@@ -107,10 +108,11 @@ class Linearised:
     def __init__(self, model: nn.Module, composition: Composition) -> None:
         self._model = model
         self._composition = composition
+        self._likes = {name: p.detach() for name, p in model.named_parameters() if name in composition.base}
 
     def at(self, lam_NC: Tensor) -> Forward:
         """Return the expansion, to be called as the model; its outputs are those of the model, moved."""
-        base = dict(self._composition.base)
+        base = {name: tensor.to(self._likes[name]) for name, tensor in self._composition.base.items()}
         offset = {name: self._composition.tensor(name, lam_NC).to(base[name]) - base[name] for name in base}
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -139,13 +141,24 @@ ROUTES: dict[Route, Callable[[nn.Module, Composition], Composed]] = {
 def routed(route: Route, model: nn.Module, composition: Composition) -> Iterator[Composed]:
     """Lend a model to a route: in evaluation mode, nothing but the composed tensors asking for gradients.
 
-    The model has to hold the base's weights. On leaving it has them, its modes and its flags back, bit for bit,
-    whatever happened; gradients that it held of composed tensors are gone.
+    On leaving, the model has its weights, its modes and its flags back, bit for bit, whatever happened; gradients that
+    it held of composed tensors are gone.
+
+    Raises:
+        MultituneError: the model holds other weights than the composition's base.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     moved = {name: p for name, p in model.named_parameters() if name in composition.base}
     weights = {name: parameter.data for name, parameter in moved.items()}
+    for name, weight in weights.items():
+        base = composition.base[name]
+        if base.data_ptr() != weight.data_ptr() and not torch.equal(base.to(weight), weight):
+            raise MultituneError(
+                f"The model's '{name}' is not that of the base over which the task vectors were composed.",
+                "model",
+                "Load the pretrained model again, or compose over this one.",
+            )
     try:
         model.eval().requires_grad_(False)
         for name, parameter in moved.items() if route == "streamed" else ():

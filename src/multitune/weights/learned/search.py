@@ -54,7 +54,7 @@ def search(
     Args:
         score: coordinates -> number, larger is better; minus infinity: not admissible.
         start: where to begin, one number or more.
-        evaluations: how often the score may be asked, the start included.
+        evaluations: how often the score may be asked, the start included; a search that has converged asks less.
         spread: standard deviation of the first steps; in units of the coordinates, which should be alike in scale.
         bounds: lowest and highest value of every coordinate.
         seed: of the search.
