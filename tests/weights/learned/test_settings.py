@@ -215,8 +215,8 @@ def test_sharpness_takes_the_gradient_up_the_slope():
     one = torch.ones(1, 1, dtype=torch.float64)
     with routed("streamed", model, composition) as route:
         losses = [lambda forward: 0.5 * forward(one).square().sum()]
-        assert _slope(route, one, losses, 0.5) == (0.5, torch.tensor([[1.5]], dtype=torch.float64))
-        assert _slope(route, one, losses, 0.0) == (0.5, one)
+        assert _slope(route, one, losses, 0.5, lambda: None) == (0.5, torch.tensor([[1.5]], dtype=torch.float64))
+        assert _slope(route, one, losses, 0.0, lambda: None) == (0.5, one)
 
 
 def test_one_step_of_a_cosine_by_hand():

@@ -91,6 +91,7 @@ def learn_coefficients(
     config: LearningConfig | None = None,
     *,
     evaluate: Callable[[Forward], float] | None = None,
+    companions: Sequence[tuple[Sequence[nn.Parameter], float]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Learned:
     """Learn the coefficients of task vectors that minimise the sum of the tasks' losses; the model comes back unmoved.
@@ -103,6 +104,8 @@ def learn_coefficients(
         config: see there; ``SETTINGS`` holds the published ones. None is aTLAS's for addition.
         evaluate: the composed model -> score, larger is better, on rows that are not the test's. Called before the
             first epoch and after each. minus infinity: not admissible, the run ends. Without it the last epoch is kept.
+        companions: (parameters, learning rate) of what the losses use beside the model and is learned along with the
+            coefficients, such as a ``CacheHead``; afterwards they hold what they held at the kept epoch.
         progress: called with (epochs done, epochs in all).
 
     Raises:
@@ -113,9 +116,15 @@ def learn_coefficients(
     if not tasks:
         raise MultituneError("There is no task to learn coefficients from.", "tasks", "Give at least one.")
     composition = vectors if isinstance(vectors, Composition) else composed(model, vectors)
-    lam_NC = torch.nn.Parameter(composition.start(config.init))
-    optimizer = torch.optim.AdamW([lam_NC], lr=config.learning_rate, weight_decay=config.weight_decay)
+    lam_NC = nn.Parameter(composition.start(config.init))
+    groups = [([lam_NC], config.learning_rate), *companions]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(parameters), "lr": rate, "start": rate} for parameters, rate in groups],
+        weight_decay=config.weight_decay,
+    )
+    moving = [parameter for parameters, _ in groups for parameter in parameters]
     kept = Learned(lam_NC.detach().clone(), composition, 0)
+    values = [parameter.detach().clone() for parameter in moving]
     with routed(config.route, model, composition) as route:
         best = -math.inf
         if evaluate is not None:
@@ -129,10 +138,15 @@ def learn_coefficients(
             if admissible and (evaluate is None or config.keep == "last" or kept.scores[-1] > best):
                 best = kept.scores[-1] if kept.scores else best
                 kept = Learned(lam_NC.detach().clone(), composition, epoch, kept.scores, kept.losses)
+                values = [parameter.detach().clone() for parameter in moving]
             if progress is not None:
                 progress(epoch, config.epochs)
             if not admissible:
                 break
+    with torch.no_grad():
+        for parameter, value in zip(moving, values, strict=True):
+            parameter.copy_(value)
+            parameter.grad = None
     return kept
 
 
@@ -163,7 +177,7 @@ def _epoch(
     for step, together in enumerate(zip(*drawn, strict=False)):
         losses = [partial(_weighted, task, batch) for task, batch in zip(tasks, together, strict=True)]
         where = f"epoch {epoch}, step {step + 1}"
-        loss, gradient_NC = _slope(route, lam_NC.detach(), losses, config.sharpness_radius)
+        loss, gradient_NC = _slope(route, lam_NC.detach(), losses, config.sharpness_radius, optimizer.zero_grad)
         total += _number(loss, "loss", where)
         if not torch.isfinite(gradient_NC).all():
             raise MultituneError(
@@ -171,8 +185,7 @@ def _epoch(
             )
         done = (epoch - 1 + step / steps) / config.epochs
         for group in optimizer.param_groups:
-            cosine = config.schedule == "cosine"
-            group["lr"] = config.learning_rate * (0.5 * (1 + math.cos(math.pi * done)) if cosine else 1.0)
+            group["lr"] = group["start"] * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1)
         _move(lam_NC, gradient_NC, config, optimizer)
     return total / steps
 
@@ -181,12 +194,20 @@ def _weighted(task: LearningTask, batch: Any, forward: Forward) -> Tensor:
     return task.weight * task.loss(forward, batch)
 
 
-def _slope(route: Composed, lam_NC: Tensor, losses: Sequence[Loss], radius: float) -> tuple[float, Tensor]:
-    """Return loss and gradient; with a radius, the gradient from that far up the slope."""
+def _slope(
+    route: Composed, lam_NC: Tensor, losses: Sequence[Loss], radius: float, forget: Callable[[], None]
+) -> tuple[float, Tensor]:
+    """Return loss and gradient; with a radius, the gradient from that far up the slope.
+
+    Args:
+        forget: clears the gradients that companions have gathered.
+    """
+    forget()
     loss, gradient_NC = route.gradient(lam_NC, losses)
     norm = float(gradient_NC.norm())
     if radius == 0.0 or norm == 0.0 or not math.isfinite(norm):
         return loss, gradient_NC
+    forget()
     return loss, route.gradient(lam_NC + radius * gradient_NC / norm, losses)[1]
 
 
@@ -196,7 +217,7 @@ def _move(lam_NC: nn.Parameter, gradient_NC: Tensor, config: LearningConfig, opt
     if config.regularise is not None:
         regulariser(lam_NC, config.regularise).backward()
     if config.clip is not None:
-        torch.nn.utils.clip_grad_norm_([lam_NC], config.clip)
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.clip)
     optimizer.step()
     if config.clamp is not None:
         with torch.no_grad():

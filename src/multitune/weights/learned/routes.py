@@ -185,7 +185,8 @@ def _differentiated(
     leaf_NC = lam_NC.detach().clone().requires_grad_()
     forward = at(leaf_NC)
     total = torch.stack([_checked(loss(forward)) for loss in losses]).sum()
-    (gradient_NC,) = torch.autograd.grad(total, leaf_NC)
+    total.backward()  # not ``grad``: what is learned beside the coefficients gets its gradient too
+    gradient_NC = torch.zeros_like(leaf_NC) if leaf_NC.grad is None else leaf_NC.grad
     if composition.chosen_NC is not None:
         gradient_NC = gradient_NC * composition.chosen_NC
     return float(total.detach()), gradient_NC
