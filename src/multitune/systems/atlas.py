@@ -138,16 +138,16 @@ SYSTEM = System(
             "measured here. Of the hybrids with other few-shot learners none is measured.",
         ),
         found=(
-            "Coefficients per vector and tensor are ahead of both baselines in every seed. The margin that claims 1 and "
-            "2 ask for is met on average and in two seeds; the rule asks for all three.",
+            "Coefficients per vector and tensor are ahead of both baselines in every seed. The margin that claims 1 "
+            "and 2 ask for is met on average and in two seeds; the rule asks for all three.",
             "One model for all tasks is better composed of one vector per tensor, chosen by the gradient, than of one "
-            "whole vector, however that is chosen. In few-shot learning a single vector of another task is worth hardly "
-            "more than none on this test bed, and the choice decides nothing; four vectors help in every seed.",
+            "whole vector, however that is chosen. In few-shot learning a single vector of another task is worth "
+            "hardly more than none on this test bed, and the choice decides nothing; four vectors help in every seed.",
             "Tuning all weights on the same rows is better than any composition of the vectors, in every seed: where "
-            "labelled rows of all tasks are at hand and weights may be trained, it is the baseline that wins here. What "
-            "the coefficients save is memory, and the risk of fewer rows.",
+            "labelled rows of all tasks are at hand and weights may be trained, it is the baseline that wins here.",
             "One coefficient per vector is found by a search that sees nothing but accuracies about as well as by "
-            "gradients. AdaMerging comes about halfway from the pretrained encoder without any label.",
+            "gradients. Without any label, AdaMerging comes about halfway from the pretrained "
+            "encoder to the best single coefficient.",
             "The seconds are those of a machine that had other work to do; the processor time is the reproduction's.",
         ),
         used="""
