@@ -16,6 +16,7 @@ from multitune.mixing.policies import (
     Capped,
     Equal,
     Proportional,
+    Replay,
     Sequential,
     Temperature,
     Weights,
@@ -33,6 +34,7 @@ CONFIGS = [
     Annealed(start=Proportional(), end=Equal()),
     Annealed(start=Weights(weights={"a": 1, "b": 0, "c": 0}), end=Weights(weights={"a": 0, "b": 0, "c": 1})),
     Sequential(order=("b", "c", "a")),
+    Replay(earlier=("b",), share=0.3),
 ]
 
 mixtures = st.builds(

@@ -13,6 +13,7 @@ from multitune.mixing.policies import (
     Equal,
     MixtureConfig,
     Proportional,
+    Replay,
     Sequential,
     Temperature,
     Weights,
@@ -31,6 +32,8 @@ POLICIES = [
     (Temperature(temperature=2), [0.1929928, 0.3342733, 0.4727339]),
     (Capped(cap=200), [0.2, 0.4, 0.4]),
     (Weights(weights={"c": 1, "a": 3, "b": 0}), [0.75, 0.0, 0.25]),
+    (Replay(earlier=("a", "b"), share=0.2), [0.05, 0.15, 0.8]),
+    (Replay(earlier=("c",)), [0.225, 0.675, 0.1]),
 ]
 
 
@@ -98,6 +101,9 @@ def test_the_share_table_shows_where_annealing_starts_and_ends():
         (Weights(weights={"a": 0, "b": 0, "c": 0}), "All weights are 0"),
         (Sequential(order=("a", "b")), "'c' is missing"),
         (Sequential(order=("a", "b", "c", "a")), "'a' is listed twice"),
+        (Replay(earlier=("a", "d")), "no task 'd'"),
+        (Replay(earlier=("a", "a")), "'a' is listed twice"),
+        (Replay(earlier=NAMES), "All tasks are earlier ones"),
         (Annealed(start=Equal(), end=Weights(weights={"x": 1})), "no task 'x'"),
     ],
 )

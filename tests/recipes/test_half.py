@@ -17,6 +17,7 @@ from multitune.models.loading import rounds_of
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
 from multitune.recipes.plan import plan
+from multitune.reporting.report import write_report
 from multitune.tasks.task import Task
 
 
@@ -52,6 +53,16 @@ def test_every_step_of_a_chain_is_a_round_with_a_half_of_its_own(chain, write, t
     for step, folder in models.items():
         facts = json.loads((folder.parent / "artifact.json").read_text())
         assert facts["trainable_parameters"] == manifests[step]["trainable_parameters"]
+
+
+def test_the_report_shows_what_every_round_kept(chain, write, tmp_path):
+    del chain["score"]
+    second = chain["steps"]["second"]
+    second |= {"tasks": ["echo", "sign"], "mixture": {"policy": "replay", "earlier": ["sign"], "share": 0.25}}
+    run(load_recipe(write(chain)), tmp_path / "run")
+    page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
+    assert "What every round kept of the ones before" in page
+    assert '<th scope="row">second</th>' in page
 
 
 def test_the_plan_says_what_trains_in_every_round(chain, write, tmp_path):

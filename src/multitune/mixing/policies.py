@@ -53,6 +53,17 @@ class Weights(_Policy):
     weights: dict[str, NonNegativeFloat] = Field(min_length=1, description="weight of every task")
 
 
+class Replay(_Policy):
+    """New tasks, and a share of the rows from tasks of earlier steps, so that these are not forgotten.
+
+    p = share n / sum of n over the earlier tasks, and (1 - share) n / sum of n over the others.
+    """
+
+    policy: Literal["replay"] = "replay"
+    earlier: tuple[str, ...] = Field(min_length=1, description="tasks of earlier steps; the others are new")
+    share: float = Field(0.1, gt=0, lt=1, description="of all rows, for the earlier tasks together")
+
+
 class Sequential(_Policy):
     """One task after the other; each lasts as long as its share of the rows."""
 
@@ -60,7 +71,7 @@ class Sequential(_Policy):
     order: tuple[str, ...] = Field((), description="every task once; empty: as the recipe lists them")
 
 
-Steady = Annotated[Proportional | Equal | Temperature | Capped | Weights, Field(discriminator="policy")]
+Steady = Annotated[Proportional | Equal | Temperature | Capped | Weights | Replay, Field(discriminator="policy")]
 
 
 class Annealed(_Policy):
@@ -72,7 +83,8 @@ class Annealed(_Policy):
 
 
 MixtureConfig = Annotated[
-    Proportional | Equal | Temperature | Capped | Weights | Annealed | Sequential, Field(discriminator="policy")
+    Proportional | Equal | Temperature | Capped | Weights | Replay | Annealed | Sequential,
+    Field(discriminator="policy"),
 ]
 
 
@@ -87,6 +99,11 @@ def check_names(config: MixtureConfig, names: Sequence[str]) -> None:
             _check_listed(list(config.weights), names, "mixture.weights", "Give '{}' a weight; 0 leaves it out.")
             if not any(config.weights.values()):
                 raise MultituneError("All weights are 0.", "mixture.weights", "Give one task a positive weight.")
+        case Replay():
+            new = [name for name in names if name not in config.earlier]
+            _check_listed([*config.earlier, *new], names, "mixture.earlier", "")
+            if not new:
+                raise MultituneError("All tasks are earlier ones.", "mixture.earlier", "Leave a new task out of it.")
         case Sequential() if config.order:
             _check_listed(list(config.order), names, "mixture.order", "Give '{}' a place, or leave the order empty.")
         case Annealed():
@@ -184,6 +201,10 @@ def _steady(config: Steady, rows: np.ndarray, names: Sequence[str]) -> np.ndarra
             size_T = (n_T / n_T.max()) ** (1 / config.temperature)
         case Capped():
             size_T = np.minimum(n_T, config.cap)
+        case Replay():
+            earlier_T = np.isin(names, config.earlier)
+            total_T = np.where(earlier_T, n_T[earlier_T].sum(), n_T[~earlier_T].sum())
+            size_T = np.where(earlier_T, config.share, 1 - config.share) * n_T / total_T
         case Weights():
             size_T = np.array([config.weights[name] for name in names], dtype=np.float64)
     return size_T / size_T.sum()

@@ -12,6 +12,7 @@ from multitune.recipes.run_folder import write_whole
 from multitune.reporting import charts, facts, training_curves
 from multitune.reporting.coefficients import coefficients
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
+from multitune.reporting.continual import sequences
 from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
 from multitune.reporting.sweep import effects, is_sweep, read_runs, read_sweep, setting
@@ -68,6 +69,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "headlines": [headline(table) for table in comparison.tables],
         "tables": [(table, whiskers(table)) for table in comparison.tables],
         "all_scores": facts.all_scores(runs),
+        "sequences": sequences(runs),
         "curves": training_curves.loss_panels(runs),
         "validation": training_curves.validation_panels(runs[0]),
         "balance": training_curves.balance_panels(runs[0]),
