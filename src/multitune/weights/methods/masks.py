@@ -60,7 +60,7 @@ def find_band(stream: Stream, parameters: Mapping[str, Any], layer: Layer) -> Ba
 
 
 def _bands(stream: Stream, ranks: list[tuple[int, int]]) -> Bands:
-    found = cuts(stream.rows, ranks)
+    found = cuts([stream.rows], ranks)[0]
     return Bands([upper for upper, _ in found], [lower for _, lower in found])
 
 
