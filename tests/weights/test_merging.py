@@ -13,20 +13,21 @@ from multitune.errors import MultituneError
 from multitune.weights.config import MergeConfig
 from multitune.weights.merging import merge
 from multitune.weights.methods import METHODS, merge_tensors
+from multitune.weights.parameters import METHOD_PARAMETERS, WITHOUT_BASE
 from tests.weights.folders import family, read, write
 
 
 def config_of(method: str, base: Path, models: list[Path], **fields: object) -> MergeConfig:
-    if method in ("passthrough", "half_reset"):
-        models = models[:1]
-    own_base = None if method in ("linear", "passthrough") else str(base)
+    models = models[: {"passthrough": 1, "half_reset": 1, "slerp": 2}.get(method, len(models))]
+    own_base = None if method in WITHOUT_BASE else str(base)
     return MergeConfig(method=method, base=own_base, models=[str(each) for each in models], **fields)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "half_reset"])  # draws over all tensors
 def test_files_merge_as_tensors_do(method: str, tmp_path: Path) -> None:
     base, models = family(tmp_path, 3, shards=2)
-    config = config_of(method, base, models)
+    by_tensor = {"granularity": "layer"} if "granularity" in METHOD_PARAMETERS[method] else {}
+    config = config_of(method, base, models, parameters=by_tensor)
     merge(config, tmp_path / "out")
     weights, tensors = [read(each) for each in models], read(base)
     result = read(tmp_path / "out")
@@ -34,7 +35,7 @@ def test_files_merge_as_tensors_do(method: str, tmp_path: Path) -> None:
     for name, values in result.items():
         reference = torch.zeros_like(tensors[name]) if config.base is None else tensors[name]
         deltas = [each[name] - reference for each in weights[: len(config.models)]]
-        assert torch.equal(values, merge_tensors(method, reference, deltas, name=name)), name
+        assert torch.equal(values, merge_tensors(method, reference, deltas, by_tensor, name=name)), name
 
 
 @pytest.mark.parametrize("method", METHODS)

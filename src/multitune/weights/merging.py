@@ -12,8 +12,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ import torch
 import multitune
 from multitune.errors import MultituneError
 from multitune.weights.arrangement import Arrangement, Job, Origin, arrange, as_json
+from multitune.weights.beforehand import global_statistics, layer_of, norm_alpha
 from multitune.weights.checkpoints import TORCH
 from multitune.weights.config import MergeConfig
 from multitune.weights.lines import depth_factor
-from multitune.weights.methods import METHODS, STATISTICS
-from multitune.weights.methods.layer import Layer
+from multitune.weights.methods import METHODS, reads_rows, statistics_of
 from multitune.weights.parameters import check
+from multitune.weights.selection import Map
 from multitune.weights.streaming import CHUNK, Source, Stream, of_checkpoint
 from multitune.weights.writing import Layout, Writer, check_space, check_target, lay_out, partial_folder
 
@@ -135,9 +136,10 @@ def merge(
     place = Workplace(chunk or (CHUNK if device == "cpu" else GPU_CHUNK), threads or _cores(), device)
     peak = [anonymous_bytes()]
     writer = Writer(out, layout, _fingerprint(arrangement, layout))
+    work = _Work(arrangement, writer, place)
     try:
         done = sum(layout.slots[name].bytes for name in writer.finished)
-        for name in _run(arrangement, writer, place):
+        for name in work.run():
             done += layout.slots[name].bytes
             peak[0] = max(peak[0], anonymous_bytes())
             if progress is not None:
@@ -169,58 +171,84 @@ def merge(
         peak[0],
         arrangement.left_out,
         {job.name: job.parameters for job in arrangement.jobs if job.merged},
+        work.alpha,
     )
 
 
-def _run(arrangement: Arrangement, writer: Writer, place: Workplace) -> Any:
-    """Do all jobs that are not finished, the largest first; give their names as they are done."""
-    jobs = [job for job in arrangement.jobs if job.name not in writer.finished]
-    jobs.sort(key=lambda job: (-writer.layout.slots[job.name].bytes, job.name))
-    stop = threading.Event()
+class _Work:
+    """The tensors of one merge and what is known of all of them; one thread works on one tensor.
 
-    def work(job: Job) -> str:
-        if not stop.is_set():
-            write_tensor(job, arrangement.config, writer, place, stop)
+    Threads over tensors are all the parallelism there is: operations on chunks are too short to be split.
+    """
+
+    def __init__(self, arrangement: Arrangement, writer: Writer, place: Workplace) -> None:
+        self.config, self.writer, self.place = arrangement.config, writer, place
+        self.stop = threading.Event()
+        self.jobs = [job for job in arrangement.jobs if job.name not in writer.finished]
+        self.jobs.sort(key=lambda job: (-writer.layout.slots[job.name].bytes, job.name))
+        self.merged = [job for job in arrangement.jobs if job.merged and 0 not in job.shape]
+        self.statistics: dict[str, Any] = {}
+        self.alpha: float | None = None
+
+    def run(self) -> Iterator[str]:
+        """Write all tensors that are not finished, the largest first; give their names as they are done."""
+        with ThreadPoolExecutor(self.place.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                if self.jobs:
+                    self._look_ahead(pool.map)
+                for future in as_completed([pool.submit(self._one, job) for job in self.jobs]):
+                    yield future.result()
+            finally:
+                self.stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _look_ahead(self, each: Map) -> None:
+        config, lines = self.config, self.config.lines
+        self.statistics = global_statistics(self.merged, config, self._open, each)
+        if lines is not None and lines.alpha == "norm":
+            self.alpha = norm_alpha(self.merged, config, self._open, self.statistics, each)
+        elif lines is not None:
+            self.alpha = float(lines.alpha)
+
+    def _open(self, job: Job) -> Stream:
+        if self.stop.is_set():
+            raise CancelledError
+        return stream_of(job, self.config, self.place)
+
+    def _one(self, job: Job) -> str:
+        if not job.merged:
+            _copy_equal(job, self.writer)
+        elif 0 not in job.shape:
+            self._merge(job)
+        self.writer.close_tensor(job.name)
         return job.name
 
-    # one thread per tensor is all the parallelism there is: operations on chunks are too short to be split
-    with ThreadPoolExecutor(place.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
+    def _merge(self, job: Job) -> None:
+        """Merge one tensor, chunk by chunk, into its place in the result."""
+        config, stream, layer = self.config, self._open(job), layer_of(job, self.config)
+        if job.name in self.statistics:
+            found = self.statistics[job.name]
+        else:
+            found = statistics_of(config.method, [stream], job.parameters, [layer])[0]
+        factor = 1.0
+        if config.lines is not None and self.alpha is not None:
+            factor = depth_factor(job.place, config.lines, self.alpha)
+        dtype: torch.dtype = getattr(torch, TORCH[job.dtype])
+        largest = torch.finfo(dtype).max
+        for chunk in stream:
+            if self.stop.is_set():
+                raise CancelledError
+            piece = replace(layer, start=chunk.start, statistics=found)
+            merged = METHODS[config.method](chunk.base, chunk.deltas, job.parameters, piece)
+            if factor != 1.0:
+                merged = merged.sub(chunk.anchor).mul_(factor).add_(chunk.anchor)
+            if not merged.abs().amax() <= largest:
+                raise _not_finite(job, chunk.start, merged.numel())
+            data = merged.to(dtype).cpu().view(torch.uint8).numpy().data
+            self.writer.write(job.name, chunk.start * dtype.itemsize, data)
 
 
-def write_tensor(job: Job, config: MergeConfig, writer: Writer, place: Workplace, stop: threading.Event) -> None:
-    """Merge one tensor, chunk by chunk, into its place in the result."""
-    if not job.merged:
-        _copy_equal(job, writer)
-        return
-    stream = stream_of(job, place)
-    method, layer = METHODS[config.method], layer_of(job, config)
-    if config.method in STATISTICS:
-        layer = replace(layer, statistics=STATISTICS[config.method](stream, job.parameters, layer))
-    factor = depth_factor(job.place, config.lines, float(config.lines.alpha)) if config.lines else 1.0
-    dtype: torch.dtype = getattr(torch, TORCH[job.dtype])
-    largest = torch.finfo(dtype).max
-    for chunk in stream:
-        if stop.is_set():
-            return
-        merged = method(chunk.base, chunk.deltas, job.parameters, replace(layer, start=chunk.start))
-        if factor != 1.0:
-            merged = merged.sub_(chunk.anchor).mul_(factor).add_(chunk.anchor)
-        if not merged.abs().amax() <= largest:
-            raise _not_finite(job, chunk.start, merged.numel())
-        data = merged.to(dtype).cpu().view(torch.uint8).numpy().data
-        writer.write(job.name, chunk.start * dtype.itemsize, data)
-    writer.close_tensor(job.name)
-
-
-def stream_of(job: Job, place: Workplace) -> Stream:
+def stream_of(job: Job, config: MergeConfig, place: Workplace) -> Stream:
     """Return the chunks of a tensor of all models."""
 
     def source(origin: Origin | None) -> Source | None:
@@ -233,13 +261,9 @@ def stream_of(job: Job, place: Workplace) -> Stream:
         job.shape,
         anchor=source(job.anchor),
         chunk=place.chunk,
-        whole_rows=job.parameters.get("granularity") == "row",
+        whole_rows=reads_rows(config.method, job.parameters),
         device=place.device,
     )
-
-
-def layer_of(job: Job, config: MergeConfig) -> Layer:
-    return Layer(job.name, job.shape, seed=config.seed, compat=config.compat)
 
 
 def _copy_equal(job: Job, writer: Writer) -> None:
@@ -260,7 +284,6 @@ def _copy_equal(job: Job, writer: Writer) -> None:
                 "Integers and quantised weights are copied where they are equal; convert quantised models first.",
             )
     writer.write(job.name, 0, data)
-    writer.close_tensor(job.name)
 
 
 def _not_finite(job: Job, start: int, length: int) -> MultituneError:

@@ -41,49 +41,69 @@ class Parameter:
 
 
 WEIGHT = Parameter(1.0, -inf, inf, "factor of the model", each=True)
-SCALE = Parameter(1.0, -inf, inf, "factor of the merged task vector")
+LAMBDA = Parameter(1.0, -inf, inf, "factor of the merged task vector")
+ALPHA = Parameter(0.3, -inf, inf, "factor of the sum (the paper's alpha)", mergekit=1.0)
 DENSITY = Parameter(0.2, 0.0, 1.0, "fraction that is kept, of the largest magnitudes", each=True, mergekit=1.0)
 CHANCE = Parameter(1.0, 0.0, 1.0, "fraction that is kept, at random", each=True)
+EPSILON = Parameter(0.15, 0.0, 0.5, "half the width of the keep probabilities by rank", each=True)
 NORMALIZED = Parameter(1.0, 0.0, 1.0, "1: divide by the sum of the weights")
 NOT_NORMALIZED = Parameter(0.0, 0.0, 1.0, "1: divide by the sum of the weights")
-RESCALE = Parameter(1.0, 0.0, 1.0, "1: scale what is kept so that its expected sum stays")
-NO_RESCALE = Parameter(0.0, 0.0, 1.0, "1: scale what is kept so that the sum of magnitudes stays")
+RESCALED = Parameter(1.0, 0.0, 1.0, "1: scale what is kept, so that its expected sum stays")
+NOT_RESCALED = Parameter(0.0, 0.0, 1.0, "1: scale what is kept, so that the sum of magnitudes stays")
 KEEP = Parameter(0.15, 0.0, 1.0, "fraction that is kept, of all", each=True, mergekit=1.0)
 DROP_TOP = Parameter(0.006, 0.0, 1.0, "fraction of the largest magnitudes that is dropped", each=True, mergekit=0.01)
 REMOVE_FIRST = Parameter(1.0, 0.0, 1.0, "1: drop the top, then keep of the rest; 0: keep the top, drop of the kept")
-BAND = Parameter("layer", 0, 0, "within what magnitudes are ranked: one tensor, one row, all", words=("layer", "row"))
-TRIM = Parameter("layer", 0, 0, "within what magnitudes are ranked", words=("layer",))
+WITHIN = "within what magnitudes are ranked: one tensor, one row, all tensors"
+BAND = Parameter("layer", 0, 0, WITHIN, words=("layer", "row", "global"))
+TRIM = Parameter("global", 0, 0, WITHIN, words=("layer", "global"), mergekit="layer")
 AGGREGATE = Parameter("mean", 0, 0, "how values of the elected sign are joined", words=("mean", "sum", "max"))
-EPSILON = Parameter(0.15, 0.0, 0.5, "half the width of the keep probabilities by rank", each=True)
+
+DARE = {"weight": WEIGHT, "density": CHANCE, "lambda": LAMBDA, "rescale": RESCALED}
+DELLA = DARE | {"epsilon": EPSILON}
+BREADCRUMBS = {
+    "weight": WEIGHT,
+    "keep": KEEP,
+    "drop_top": DROP_TOP,
+    "lambda": ALPHA,
+    "granularity": BAND,
+    "remove_first": REMOVE_FIRST,
+    "normalize": NOT_NORMALIZED,
+    "rescale": NOT_RESCALED,
+}
 
 METHOD_PARAMETERS: dict[str, dict[str, Parameter]] = {
     "linear": {"weight": WEIGHT, "normalize": NORMALIZED},
-    "task_arithmetic": {"weight": WEIGHT, "lambda": SCALE, "normalize": NOT_NORMALIZED},
+    "slerp": {"t": Parameter(0.5, 0.0, 1.0, "way from the first model to the second")},
+    "multislerp": {"weight": WEIGHT, "normalize": NORMALIZED},
+    "task_arithmetic": {"weight": WEIGHT, "lambda": LAMBDA, "normalize": NOT_NORMALIZED},
     "ties": {
         "weight": WEIGHT,
         "density": DENSITY,
-        "lambda": SCALE,
+        "lambda": LAMBDA,
         "granularity": TRIM,
         "aggregate": AGGREGATE,
         "normalize": NORMALIZED,
+        "rescale": NOT_RESCALED,
     },
-    "breadcrumbs": {
+    "dare_linear": DARE | {"normalize": NOT_NORMALIZED},
+    "dare_ties": DARE | {"normalize": NOT_NORMALIZED},
+    "della": DELLA | {"normalize": NORMALIZED},
+    "della_linear": DELLA | {"normalize": NOT_NORMALIZED},
+    "breadcrumbs": BREADCRUMBS,
+    "breadcrumbs_ties": BREADCRUMBS,
+    "model_stock": {},
+    "sce": {"select_topk": Parameter(1.0, 0.0, 1.0, "fraction of the entries that vary most between the models")},
+    "consensus": {
+        "threshold": Parameter(0.4, 0.0, inf, "lambda_t of the model's TALL mask (the authors: 0.2 to 0.6)", each=True),
+        "agreement": Parameter(2.0, 0.0, inf, "how many models' masks must hold an entry"),
         "weight": WEIGHT,
-        "keep": KEEP,
-        "drop_top": DROP_TOP,
-        "lambda": Parameter(0.3, -inf, inf, "factor of the sum (the paper's alpha)", mergekit=1.0),
-        "granularity": BAND,
-        "remove_first": REMOVE_FIRST,
-        "normalize": NOT_NORMALIZED,
+        "lambda": LAMBDA,
     },
-    "breadcrumbs_ties": {
+    "tall_mask": {
+        "task": Parameter(0.0, 0.0, inf, "whose mask is applied, counted from 0"),
+        "threshold": Parameter(0.4, 0.0, inf, "lambda_t of that mask (the authors: 0.2 to 0.6)"),
         "weight": WEIGHT,
-        "keep": KEEP,
-        "drop_top": DROP_TOP,
-        "lambda": Parameter(0.3, -inf, inf, "factor of the sum (the paper's alpha)", mergekit=1.0),
-        "granularity": BAND,
-        "remove_first": REMOVE_FIRST,
-        "normalize": NOT_NORMALIZED,
+        "lambda": LAMBDA,
     },
     "half_reset": {
         "fraction": Parameter(0.5, 0.0, 1.0, "share of the blocks that stays tuned"),
@@ -108,10 +128,10 @@ MODELS: dict[str, tuple[int, float]] = {
     "passthrough": (1, 1),
     "half_reset": (1, 1),
     "multislerp": (2, inf),
+    "model_stock": (2, inf),
+    "sce": (2, inf),
 }
-"""Fewest and most models of a method; 1 and any number where nothing is said. Methods on task vectors with Model
-Stock and SCE are told apart here because their formulas need two."""
-MODELS |= {"model_stock": (2, inf), "sce": (2, inf)}
+"""Fewest and most models of a method; any number from 1 on where nothing is said."""
 
 
 def check(config: MergeConfig) -> None:
@@ -316,7 +336,7 @@ def resolved(
         compat: as in ``MergeConfig``.
 
     Raises:
-        MultituneError: keep + drop_top is more than 1 at this tensor.
+        MultituneError: at this tensor keep + drop_top is more than 1, or density +- epsilon is no probability.
     """
     outer = list(outer)
 
@@ -338,4 +358,11 @@ def resolved(
     for keep, drop_top in zip(parameters.get("keep", ()), parameters.get("drop_top", ()), strict=False):
         if keep + drop_top > 1.0 + 1e-12 and compat == "authors":
             raise _too_much(keep, drop_top, place.name)
+    for density, epsilon in zip(parameters.get("density", ()), parameters.get("epsilon", ()), strict=False):
+        if 0 < density < 1 and not epsilon < density <= 1 - epsilon:
+            raise MultituneError(
+                f"density {density:g} and epsilon {epsilon:g} give probabilities outside of 0 to 1.",
+                place.name,
+                "DELLA keeps entries with probabilities from density - epsilon to density + epsilon.",
+            )
     return parameters

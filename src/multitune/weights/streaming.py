@@ -7,6 +7,7 @@ tensor.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -128,6 +129,18 @@ def of_checkpoint(checkpoint: Checkpoint, name: str, rows: np.ndarray | None = N
     return Stored(stored.reshape(-1)) if rows is None else Remapped(stored, torch.from_numpy(rows))
 
 
+_buffers = threading.local()
+
+
+def _scratch(rows: int, length: int, device: str) -> torch.Tensor:
+    """Return float32 [rows, length] that this thread uses again and again; memory then is no matter of the tensors."""
+    buffer: torch.Tensor | None = getattr(_buffers, device, None)
+    if buffer is None or buffer.numel() < rows * length:
+        buffer = torch.empty(rows * length, device=device)
+        setattr(_buffers, device, buffer)
+    return buffer[: rows * length].view(rows, length)
+
+
 @dataclass(slots=True)
 class Chunk:
     """The same stretch of one tensor in base and models; a method may overwrite ``deltas``.
@@ -156,6 +169,9 @@ class Stream:
         chunk: entries of a chunk, rounded up to whole blocks.
         whole_rows: chunks end with rows of the last dimension (and their size follows from that).
         device: where the arithmetic is done.
+
+    Attributes:
+        unit: every chunk but the last is a multiple of so many entries, for sums that do not depend on chunks.
     """
 
     def __init__(
@@ -176,38 +192,35 @@ class Stream:
             self.chunk = max(1, chunk // max(self.width, 1)) * max(self.width, 1)
         else:
             self.chunk = -(-chunk // BLOCK) * BLOCK
+        self.unit = max(self.width, 1) if whole_rows else BLOCK
         self.chunk = max(1, min(self.chunk, self.numel))
-        self.device = torch.device(device)
-        self._host = torch.empty(len(self.models) + 1, self.chunk)
-        self._buffers = self._host if self.device.type == "cpu" else self._host.to(self.device)
-        self._zeros = torch.zeros(self.chunk, device=self.device) if base is None else None
+        self.device = device
 
     @property
     def starts(self) -> range:
         return range(0, self.numel, self.chunk)
 
     def read(self, start: int) -> Chunk:
-        """Return the chunk that begins at ``start``; it lives until the next call."""
+        """Return the chunk that begins at ``start``; it lives until this thread reads again, from any stream."""
         length = min(self.chunk, self.numel - start)
-        host = self._host[:, :length]
+        values = _scratch(len(self.models) + 2, self.chunk, "cpu")[:, :length]
         reference = self.base or self.anchor
         if reference is None:
-            host[0].zero_()
+            values[0].zero_()
         else:
-            reference.fill(start, host[0])
-        for source, row in zip(self.models, host[1:], strict=True):
+            reference.fill(start, values[0])
+        for source, row in zip(self.models, values[2:], strict=True):
             source.fill(start, row)
-        values = host
-        if self.device.type != "cpu":
-            values = self._buffers[:, :length]
-            values.copy_(host, non_blocking=True)
-        anchor, deltas = values[0], values[1:]
+        if self.device != "cpu":
+            values = _scratch(len(self.models) + 2, self.chunk, self.device)[:, :length].copy_(values)
+        anchor, base, deltas = values[0], values[0], values[2:]
+        if self.base is None:
+            base = values[1].zero_()
         for source, row in zip(self.models, deltas, strict=True):
             if self.base is not None and not source.relative:
                 row.sub_(anchor)
             elif self.base is None and source.relative:
                 row.add_(anchor)
-        base = anchor if self._zeros is None else self._zeros[:length]
         return Chunk(start, base, deltas, anchor)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -219,10 +232,12 @@ class Stream:
         return Rows(self.numel, self.starts, lambda start: self.read(start).deltas)
 
 
-def block_sums(values: torch.Tensor) -> torch.Tensor:
-    """Return the float64 sums of blocks of float32 [n], the last one short; blocks begin at multiples of BLOCK."""
-    whole = values.numel() // BLOCK * BLOCK
-    sums = values[:whole].view(-1, BLOCK).sum(1, dtype=torch.float64)
-    if whole == values.numel():
-        return sums
-    return torch.cat([sums, values[whole:].sum(dtype=torch.float64).view(1)])
+def partial_sums(values: torch.Tensor, unit: int) -> list[float]:
+    """Return the sums of ``unit`` float32 entries each, the last perhaps of fewer, in float64.
+
+    Added up by ``math.fsum`` they give one number, wherever chunks begin.
+    """
+    whole = values.numel() // unit * unit
+    sums = values[:whole].view(-1, unit).sum(1, dtype=torch.float64).tolist()
+    rest = [float(values[whole:].sum(dtype=torch.float64))] if whole < values.numel() else []
+    return [*sums, *rest]

@@ -22,10 +22,11 @@ def ties(base: torch.Tensor, deltas: torch.Tensor, parameters: Mapping[str, Any]
     """Return base + lambda times the mean of what survives trimming and agrees in sign (TIES, arXiv 2306.01708).
 
     tau'_t = tau_t where its magnitude is among the largest; gamma = sgn(sum_t tau'_t);
-    tau = sum_{t: sgn tau'_t = gamma} w_t tau'_t / sum_{t: sgn tau'_t = gamma} w_t.
+    tau = sum_{t: sgn tau'_t = gamma} w_t tau'_t / sum_{t: sgn tau'_t = gamma} w_t. Where the sum is zero, gamma is the
+    sign that most entries have, as in the authors' code.
     """
     kept = keep_top(deltas, parameters, layer)
-    merged = elected(kept, parameters, layer.compat)
+    merged = elected(kept, parameters, layer.compat, layer.statistics.majority)
     return base + merged.mul_(parameters["lambda"])
 
 
