@@ -22,7 +22,7 @@ import torch
 
 import multitune
 from multitune.errors import MultituneError
-from multitune.weights.arrangement import Arrangement, Job, Origin, arrange, as_json
+from multitune.weights.arrangement import Arrangement, Job, arrange, as_json
 from multitune.weights.beforehand import global_statistics, layer_of, norm_alpha
 from multitune.weights.checkpoints import TORCH
 from multitune.weights.config import MergeConfig
@@ -30,7 +30,8 @@ from multitune.weights.lines import depth_factor
 from multitune.weights.methods import METHODS, reads_rows, statistics_of
 from multitune.weights.parameters import check
 from multitune.weights.selection import Map
-from multitune.weights.streaming import CHUNK, Source, Stream, of_checkpoint
+from multitune.weights.streaming import CHUNK, Stream, source_of
+from multitune.weights.vocabulary import extended_tokenizer
 from multitune.weights.writing import Layout, Writer, check_space, check_target, lay_out, partial_folder
 
 GPU_CHUNK = 1 << 22
@@ -251,15 +252,11 @@ class _Work:
 def stream_of(job: Job, config: MergeConfig, place: Workplace) -> Stream:
     """Return the chunks of a tensor of all models."""
 
-    def source(origin: Origin | None) -> Source | None:
-        return None if origin is None else of_checkpoint(origin.checkpoint, origin.name)
-
-    models = [of_checkpoint(origin.checkpoint, origin.name) for origin in job.models]
     return Stream(
-        source(job.base),
-        models,
+        source_of(job.base) if job.base else None,
+        [source_of(origin) for origin in job.models],
         job.shape,
-        anchor=source(job.anchor),
+        anchor=source_of(job.anchor) if job.anchor else None,
         chunk=place.chunk,
         whole_rows=reads_rows(config.method, job.parameters),
         device=place.device,
@@ -290,7 +287,7 @@ def _not_finite(job: Job, start: int, length: int) -> MultituneError:
     """Return the error for a chunk with a result that cannot be stored, naming the input that is to blame."""
     for origin in [origin for origin in (job.base, job.anchor, *job.models) if origin is not None]:
         values = torch.empty(length)
-        of_checkpoint(origin.checkpoint, origin.name).fill(start, values)
+        source_of(origin).fill(start, values)
         if not torch.isfinite(values).all():
             return MultituneError(
                 f"The tensor '{origin.name}' holds values that are not finite (NaN or infinity).",
@@ -314,6 +311,9 @@ def _companions(arrangement: Arrangement, folder: Path) -> None:
     for name in COMPANIONS:
         if (leader.folder / name).is_file():
             shutil.copyfile(leader.folder / name, folder / name)
+    if arrangement.added_tokens:
+        text = extended_tokenizer(leader.folder, arrangement.added_tokens)
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
 def _provenance(arrangement: Arrangement) -> Mapping[str, str]:

@@ -175,7 +175,7 @@ def _about_models(config: MergeConfig) -> Iterable[MultituneError]:
             "LiNeS scales task vectors and needs the base model.", "lines", "Give the base, or leave lines out."
         )
     groups = [[each.model for each in config.models]] if config.models else []
-    groups += [[each.model for each in part.sources] for part in config.slices]
+    groups += [[f"{each.model} {list(each.layers)}" for each in part.sources] for part in config.slices]
     fewest, most = MODELS.get(method, (1, inf))
     for number, names in enumerate(groups):
         where = "models" if config.models else f"slices[{number}].sources"

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from multitune.weights.checkpoints import Checkpoint
+from multitune.weights.matching import Origin
 from multitune.weights.selection import Rows
 
 BLOCK = 1 << 12
@@ -50,24 +49,38 @@ class Stored:
         out.copy_(self.flat[start : start + out.numel()])
 
 
-@dataclass
-class Remapped:
-    """Rows of a stored matrix in another order: row i of the result is row ``rows[i]``, zeros where that is -1.
+class Matched:
+    """Rows of a stored matrix in the result's order; a row that it has not is the mean of the others' that have it.
 
-    With ``relative`` they are differences from another matrix's rows, zero where a row is absent in either.
+    Args:
+        matrix: stored, [rows, ...].
+        rows: for each row of the result the matrix's, -1 where it has none.
+        others: that stand in; a row that none of them has is zero.
     """
 
-    matrix: torch.Tensor
-    rows: torch.Tensor
-    relative: bool = False
+    relative = False
+
+    def __init__(self, matrix: torch.Tensor, rows: torch.Tensor, others: Sequence[Matched]) -> None:
+        self.matrix, self.rows, self.others = matrix.reshape(matrix.shape[0], -1), rows, tuple(others)
 
     def fill(self, start: int, out: torch.Tensor) -> None:
-        width = self.matrix.shape[1] if self.matrix.dim() > 1 else 1
+        width = self.matrix.shape[1]
         first, last = start // width, (start + out.numel() - 1) // width + 1
+        values, _ = self.values(first, last)
+        out.copy_(values.reshape(-1)[start - first * width :][: out.numel()])
+
+    def values(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows of the result, float32 [R, W], and which of them are known, float32 [R, 1] of 0 and 1."""
         rows = self.rows[first:last]
-        matrix = self.matrix.reshape(self.matrix.shape[0], -1)
-        found = matrix[rows.clamp(min=0)].float().mul_((rows >= 0).float().unsqueeze(1))
-        out.copy_(found.reshape(-1)[start - first * width :][: out.numel()])
+        known = (rows >= 0).float().unsqueeze(1)
+        values = self.matrix[rows.clamp(min=0)].float().mul_(known)
+        if self.others and not known.all():
+            theirs = [other.values(first, last) for other in self.others]
+            count = torch.stack([each for _, each in theirs]).sum(0)
+            mean = torch.stack([each for each, _ in theirs]).sum(0) / count.clamp(min=1)
+            values += mean * (1 - known)
+            known = torch.maximum(known, count.clamp(max=1))
+        return values, known
 
 
 class Factored:
@@ -111,22 +124,23 @@ class Absent:
         out.zero_()
 
 
-def of_checkpoint(checkpoint: Checkpoint, name: str, rows: np.ndarray | None = None) -> Source:
-    """Return the source of a tensor, whole model or adapter.
-
-    Args:
-        checkpoint: where it is.
-        name: in a whole model; in the base, if it is an adapter's.
-        rows: the row of the stored tensor for every row of the result, -1 where there is none; None: as they are.
-    """
+def source_of(origin: Origin) -> Source:
+    """Return the source of one tensor of a whole model or an adapter."""
+    checkpoint, name = origin.checkpoint, origin.name
+    if origin.rows is not None:
+        return _matched(origin)
     if checkpoint.adapter is not None:
         if name in checkpoint.targets:
             return Factored(*checkpoint.factored(name))
         if name not in checkpoint.replaced:
             return Absent()
         name = checkpoint.replaced[name]
-    stored = checkpoint.tensor(name)
-    return Stored(stored.reshape(-1)) if rows is None else Remapped(stored, torch.from_numpy(rows))
+    return Stored(checkpoint.tensor(name).reshape(-1))
+
+
+def _matched(origin: Origin) -> Matched:
+    others = [_matched(other) for other in origin.others]
+    return Matched(origin.checkpoint.tensor(origin.name), torch.from_numpy(origin.rows), others)
 
 
 _buffers = threading.local()
