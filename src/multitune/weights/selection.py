@@ -25,7 +25,7 @@ import torch
 WINDOW = 3 << 16
 """Patterns that one pass tells apart: an upper half, with its neighbours."""
 
-BATCH = 1 << 18
+BATCH = 1 << 17
 """Patterns inside a window that are counted at once: its counters are cleared and added once per batch."""
 
 SAMPLED = 16
