@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multitune.decoding.fusion_config import FusionConfig, check_fusion
-from multitune.decoding.fusion_search import CHUNK_ELEMENTS, candidates, divergences, fuse, losses
+from multitune.decoding.fusion_search import CHUNK_ELEMENTS, _grid_divergences, candidates, divergences, fuse, losses
 from multitune.errors import MultituneError
 
 GRID = FusionConfig()
@@ -113,6 +113,40 @@ def test_the_closed_form_equals_direct_sums_and_grows_with_alpha(experts: int) -
         assert (along_one[:, 0].abs() < 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    ("config", "experts"),
+    [
+        (GRID, 1),
+        (GRID, 3),
+        (FusionConfig(ranges=((0.2, 1.0), (0.0, 3.0), (0.5, 0.5))), 3),
+        (FusionConfig(search="joint"), 2),
+        (FusionConfig(search="joint", ranges=((0.1, 0.7), (0.0, 2.0))), 2),
+        (FusionConfig(ranges=((-1.0, 1.0),), negative=True), 2),
+    ],
+)
+def test_the_grid_by_powers_equals_direct_sums(config: FusionConfig, experts: int) -> None:
+    large, small, expert = three(experts=experts, words=500)
+    delta = expert - small[:, None]
+    alpha = torch.tensor(candidates(config, experts))
+    found = _grid_divergences(large.log_softmax(-1), delta, alpha, config)
+    exact = 1e-6 if config == GRID else 4e-6  # longer shifts are differences of larger float32 numbers
+    for n, one in enumerate(alpha):
+        fused = large.double() + (one.double()[:, None] * delta.double()).sum(1)
+        torch.testing.assert_close(found[:, n, 0].double(), direct_divergence(fused, large), atol=exact, rtol=exact)
+        torch.testing.assert_close(found[:, n, 1].double(), direct_divergence(large, fused), atol=exact, rtol=exact)
+
+
+@pytest.mark.parametrize("search", ["grid", "joint"])
+def test_shifts_too_large_for_powers_are_searched_candidate_by_candidate(search: str) -> None:
+    large, small, experts = three(experts=2)
+    experts[:, :, 3] += 100.0
+    fused = fuse(large, small, experts, FusionConfig(search=search))
+    assert fused.loss_B.isfinite().all()
+    torch.testing.assert_close(
+        fused.loss_B.double(), direct_loss(large, small, experts, fused.alpha_BT), rtol=1e-3, atol=1e-3
+    )
+
+
 @pytest.mark.parametrize("experts", [1, 2, 4])
 def test_the_grid_finds_the_least_loss_of_its_definition(experts: int) -> None:
     models = three(experts=experts)
@@ -175,14 +209,17 @@ def test_ranges_of_each_expert_are_kept(search: str) -> None:
     assert ((active > 0.299) & (active < 0.601)).all()
 
 
-def test_rows_and_candidates_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("search", ["grid", "joint", "bisection"])
+def test_chunks_of_rows_words_and_candidates_give_the_same(monkeypatch: pytest.MonkeyPatch, search: str) -> None:
+    config = FusionConfig(search=search)
     models = three(rows=9, experts=2)
-    whole = fuse(*models, GRID)
-    for elements in (1, 100, 40 * 9 * 5):
+    whole = fuse(*models, config)
+    monkeypatch.setattr("multitune.decoding.fusion_search.LEAST_WORDS", 7)
+    for elements in (1, 100, 40 * 9 * 5, 40 * 60 * 3):
         monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", elements)
-        part = fuse(*models, GRID)
-        assert torch.equal(part.alpha_BT, whole.alpha_BT)
-        torch.testing.assert_close(part.logits_BV, whole.logits_BV)
+        part = fuse(*models, config)
+        torch.testing.assert_close(part.alpha_BT, whole.alpha_BT, atol=2e-3, rtol=0)
+        torch.testing.assert_close(part.logits_BV, whole.logits_BV, atol=1e-2, rtol=1e-3)
 
 
 def test_half_precision_logits_are_fused_in_single_precision() -> None:

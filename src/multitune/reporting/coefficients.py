@@ -14,7 +14,7 @@ MOST_POSITIONS = 240
 
 @dataclass(frozen=True)
 class Lead:
-    """One expert on one task: the share of tokens at which its coefficient is the furthest from 0, and its mean there."""
+    """One expert on one task: the share of tokens at which its coefficient is furthest from 0, and its mean there."""
 
     expert: str
     share: float
