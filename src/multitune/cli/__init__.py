@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from multitune import __version__
-from multitune.cli import check, init, launch_config, quickstart, report, reproduce, run, schema, score, systems
+from multitune.cli import (
+    check,
+    init,
+    launch_config,
+    predict,
+    quickstart,
+    report,
+    reproduce,
+    run,
+    schema,
+    score,
+    systems,
+)
 from multitune.cli.failures import told
 
 app = typer.Typer(
@@ -25,6 +37,7 @@ app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("score")(score.score)
+app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)

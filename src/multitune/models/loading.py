@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 DESCRIPTION_FILE = "multitune.json"
-"""What transformers and peft do not keep: form, base and its loading, rounds of training, tasks of the heads."""
+"""What transformers and peft do not keep: form, base and its loading, rounds of training, its tasks."""
 
 _MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "heads.json")
 
@@ -119,7 +119,7 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
         backbone.model = add_adapter(backbone.model, folder)
     if (folder / HEADS_FILE).is_file():
         backbone.model = load_heads(backbone.model, folder)
-        backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
+    backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
     backbone.model.eval()
     backbone.rounds = described.get("rounds", 0)
     return backbone
@@ -205,7 +205,7 @@ def _write(backbone: Backbone, folder: Path, merged: bool) -> None:
 
 
 def _without_data(task: Task) -> Task:
-    """A model says what its heads predict, not where the data lay."""
+    """A model says how it is asked, not where the data lay."""
     return task.model_copy(update={"train": None, "validation": None, "test": None})
 
 

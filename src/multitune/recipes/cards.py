@@ -13,6 +13,23 @@ from multitune.adaptation.methods import WITHOUT_ADAPTER
 from multitune.recipes.graph import TrainNode
 from multitune.recipes.schema import Recipe
 
+ANSWERING = """```bash
+multitune predict FOLDER rows.jsonl --task {task} --out answers.jsonl
+```
+
+```python
+from pathlib import Path
+
+from multitune.models.loading import load_saved
+from multitune.scoring.predict import predict
+
+backbone = load_saved(Path("FOLDER"))
+task = next(task for task in backbone.tasks if task.name == {task})
+rows = [...]  # mappings with the fields that the task's prompt names: print(task.prompt)
+for answer in predict(backbone, task, rows):
+    print(answer.prediction)
+```"""
+
 
 def model_card(
     recipe: Recipe, node: TrainNode, folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
@@ -42,6 +59,7 @@ def model_card(
         f"steps, {facts['seconds']:.0f} seconds, seed {recipe.seed}.",
         "The licences of the base model and of the data apply; this card does not widen them.",
         f"## Load\n\n```python\n{loading_code(folder, recipe.model.name, 'FOLDER')}\n```",
+        f"## Answer new rows\n\n{ANSWERING.format(task=json.dumps(node.tasks[0]))}",
         f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}",
         *_scores(rows),
         f"## Recipe\n\n```yaml\n{recipe_text}```",

@@ -161,6 +161,8 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
                 whole = adapt(whole, step.adapt, steps=step.training.steps, seed=seed, folder=place)
                 backbone = with_weights(whole, result.weights)
             backbone.rounds += 1
+            if backbone.form != "encoder":  # an encoder knows its tasks by its heads; any model can be asked by them
+                backbone.tasks = tuple(tasks)
             save_backbone(backbone, place / "model", merged=step.export == "merged")
             if backbone.half is not None:
                 write_manifest(backbone.half, place / "model")

@@ -41,7 +41,7 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     from multitune.tasks.prompting import resolve
 
     config = ScoreConfig(rows=rows)
-    found, folder = _tasks(file)
+    found, folder = tasks_of(file)
     tasks = [task for task in found if scored_split(task, config.split)]
     if out is not None:
         try:
@@ -51,7 +51,7 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     if not tasks:
         raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
     resolved = [resolve(task, folder) for task in tasks]
-    backbone = _backbone(model, resolved, seed)
+    backbone = backbone_of(model, resolved, seed)
     if backbone.form == "encoder":
         resolved = with_heads(backbone, resolved)
     score = score_fused(out / "coefficients") if out is not None and is_fused(Path(model)) else score_tasks
@@ -64,12 +64,12 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     return scores
 
 
-def _tasks(file: Path) -> tuple[list[Task], Path]:
+def tasks_of(file: Path) -> tuple[list[Task], Path]:
     """Return the tasks of a recipe or suite file, and the folder that their paths are relative to."""
     document = read_yaml(file)
     tasks: Any = document.data.get("tasks")
     if isinstance(tasks, str):
-        return _tasks(file.parent / tasks)
+        return tasks_of(file.parent / tasks)
     if not isinstance(tasks, dict):
         raise MultituneError("The file has no tasks.", str(file), "Write tasks: {name: {...}}.")
     found = []
@@ -85,7 +85,8 @@ def _tasks(file: Path) -> tuple[list[Task], Path]:
     return found, data_folder(document)
 
 
-def _backbone(model: str, tasks: list[Task], seed: int) -> Backbone:
+def backbone_of(model: str, tasks: list[Task], seed: int) -> Backbone:
+    """Return the model of a folder, hub id or name; a new encoder gets heads for the tasks."""
     from multitune.models.config import ModelConfig
     from multitune.models.loading import load_backbone, load_saved
 

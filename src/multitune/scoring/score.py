@@ -72,7 +72,7 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
     """A model's answers: as metrics take them (index, text or number), and how many held no number."""
 
     values: list[Any]
@@ -124,7 +124,7 @@ def _score_task(
 ) -> TaskScore:
     split, rows = _read(task, folder, config)
     report = None if progress is None else lambda done, total: progress(task.name, done, total)
-    answers = _answer(backbone, task, rows, config, report)
+    answers = answers_of(backbone, task, rows, config, report)
     if answers.unparsed:
         logger.warning("%s: %d of %d answers hold no number; they count as 0.", task.name, answers.unparsed, len(rows))
     return _measure(task, split, rows, answers, seed)
@@ -176,13 +176,18 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def _answer(
+def answers_of(
     backbone: Backbone,
     task: Task,
     rows: Sequence[Prompted],
     config: ScoreConfig,
-    report: Callable[[int, int], None] | None,
-) -> _Answers:
+    report: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Return a model's answers to prompted rows of a task, in their order.
+
+    Raises:
+        MultituneError: the model has no head for the task, or one for other choices; a row without choices.
+    """
     from multitune.mixing.encoding import encode_prompts
 
     prompts = encode_prompts(rows, backbone.tokenizer, backbone.form, task)
@@ -191,14 +196,14 @@ def _answer(
 
         head_of(backbone, task.name, rows[0].choices if task.kind == "label" else ())
         answers = head_predictions(backbone, task.name, prompts, batch_tokens=config.batch_tokens, progress=report)
-        return _Answers(answers.tolist())
+        return Answers(answers.tolist())
     if task.kind in ("label", "choose"):
-        return _Answers(_choose(backbone, task, rows, prompts, config, report))
+        return Answers(_choose(backbone, task, rows, prompts, config, report))
     texts = _write(backbone, task, prompts, config, report)
     if task.kind == "generate":
-        return _Answers(list(texts))
+        return Answers(list(texts))
     numbers = [NUMBER.search(text) for text in texts]
-    return _Answers([float(found[0]) if found else 0.0 for found in numbers], sum(not found for found in numbers))
+    return Answers([float(found[0]) if found else 0.0 for found in numbers], sum(not found for found in numbers))
 
 
 def _choose(
@@ -286,7 +291,7 @@ def _write(
     return [text.strip() for text in texts]
 
 
-def _measure(task: Task, split: Split, rows: Sequence[Prompted], answers: _Answers, seed: int) -> TaskScore:
+def _measure(task: Task, split: Split, rows: Sequence[Prompted], answers: Answers, seed: int) -> TaskScore:
     """Return the metrics of a task's answers with their intervals, and one prediction per row."""
     from multitune.mixing.encoding import plain_prompt
     from multitune.scoring.intervals import interval_of_corpus_metric, interval_of_mean
@@ -315,8 +320,8 @@ def _measure(task: Task, split: Split, rows: Sequence[Prompted], answers: _Answe
             id=row.example.id,
             where=row.example.where,
             prompt=plain_prompt(row),
-            prediction=_shown(task, row, answer),
-            reference=_shown(task, row, reference),
+            prediction=shown(task, row, answer),
+            reference=shown(task, row, reference),
             correct=is_correct,
             score=float(one),
         )
@@ -334,6 +339,6 @@ def _reference(task: Task, row: Prompted) -> Any:
     return row.value if task.kind == "regress" else row.target.strip()
 
 
-def _shown(task: Task, row: Prompted, answer: Any) -> str | float:
+def shown(task: Task, row: Prompted, answer: Any) -> str | float:
     """Return an answer as a reader wants it: a choice by its text."""
     return row.choices[answer] if task.kind in ("label", "choose") else answer

@@ -86,6 +86,18 @@ def chat_messages(layout: Layout, fields: Fields) -> tuple[Message, ...]:
     Raises:
         BadRow: no turns, an unknown role, content that is not text, or a last turn that is not the assistant's.
     """
+    messages = chat_turns(layout, fields)
+    if messages[-1].role != "assistant":
+        raise BadRow(f"the last turn is of role '{messages[-1].role}', not the assistant's, so there is no target")
+    return messages
+
+
+def chat_turns(layout: Layout, fields: Fields) -> tuple[Message, ...]:
+    """Return the turns of a chat row, whoever has the last word.
+
+    Raises:
+        BadRow: no turns, an unknown role, or content that is not text.
+    """
     turns = _turns(fields)
     if not turns:
         raise BadRow("the chat has no turns")
@@ -96,8 +108,6 @@ def chat_messages(layout: Layout, fields: Fields) -> tuple[Message, ...]:
     system = fields.get("system")
     if isinstance(system, str) and system.strip() and messages[0].role != "system":
         messages.insert(0, Message("system", system))
-    if messages[-1].role != "assistant":
-        raise BadRow(f"the last turn is of role '{messages[-1].role}', not the assistant's, so there is no target")
     return tuple(messages)
 
 

@@ -227,7 +227,7 @@ def _choose_answerer(task: Task) -> Callable[[Example, int, str, str], Prompted]
     find_choices = compile_expression(str(task.choices), f"tasks.{task.name}.choices")
 
     def answer(example: Example, template: int, prompt: str, target: str) -> Prompted:
-        choices = _choice_list(find_choices(example.fields))
+        choices = choice_list(find_choices(example.fields))
         right = target.strip()
         if right not in choices:
             raise BadRow(f"the target '{_short(right)}' is none of the row's choices: {_short(', '.join(choices))}")
@@ -236,7 +236,8 @@ def _choose_answerer(task: Task) -> Callable[[Example, int, str, str], Prompted]
     return answer
 
 
-def _choice_list(found: Any) -> tuple[str, ...]:
+def choice_list(found: Any) -> tuple[str, ...]:
+    """Return what a row offers to choose from; raises `BadRow` unless it is a list of different texts."""
     if not isinstance(found, list | tuple) or not found:
         raise BadRow(f"the choices are {type(found).__name__}, not a list of texts")
     if not all(isinstance(choice, str | int | float) for choice in found):
