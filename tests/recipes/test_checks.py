@@ -22,6 +22,16 @@ def train_step(**settings):
             "Quantised weights cannot train",
             "steps.a.adapt",
         ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(balancer={"method": "gem", "earlier": ["sgin"]}),
+            "'sgin' is not in this step. Did you mean 'sign'",
+            "balancer.earlier",
+        ),
+        (
+            lambda r: r["steps"]["joint"]["training"].update(balancer={"method": "gem", "earlier": ["sign", "echo"]}),
+            "GEM needs a new task",
+            "balancer.earlier",
+        ),
         (lambda r: r["steps"]["joint"]["training"].update(report_to=["wandb"]), "wandb is not installed", "report_to"),
         (
             lambda r: (

@@ -16,7 +16,7 @@ from multitune.adaptation.adapting import adapt
 from multitune.adaptation.config import AdaptationConfig
 from multitune.adaptation.half import MANIFEST_FILE, write_manifest
 from multitune.errors import MultituneError
-from multitune.mixing.policies import Proportional
+from multitune.mixing.policies import Proportional, Replay
 from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.training import train as training
@@ -163,6 +163,38 @@ def test_another_half_at_every_epoch(tmp_path, tables, tokenizer, steps) -> None
     assert len({frozenset(step["trains"]) for step in steps}) == 3
     saved = load_file(tmp_path / "checkpoints" / "checkpoint-15" / "weights.safetensors")
     assert set(saved) == {f"model.{name}" for name in backbone.half.sizes}  # of every epoch's half
+
+
+def test_gem_projects_the_gradient_of_the_trained_half_alone(tmp_path, tables, tokenizer, monkeypatch) -> None:
+    """Task b is new, a an earlier one: no step goes against a's gradient, which holds nothing of what is frozen."""
+    products, widths = [], set()
+
+    class Watch(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+            gradient_TP = self.trainer.task_gradients._gradient_TP
+            step_P = torch.cat([p.grad.flatten() for p in self.trainer.model.parameters() if p.requires_grad])
+            products.append((gradient_TP @ step_P / gradient_TP.norm(dim=1) / step_P.norm()).tolist())
+            widths.add(gradient_TP.shape[1])
+
+    make = MultiTaskTrainer.__init__
+
+    def watched(self, *arguments: Any, **options: Any) -> None:
+        watch = Watch()
+        options["callbacks"] = [*options["callbacks"], watch]
+        make(self, *arguments, **options)
+        watch.trainer = self
+
+    monkeypatch.setattr(MultiTaskTrainer, "__init__", watched)
+    backbone = halved(tokenizer)
+    before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
+    settings = {"balancer": {"method": "gem", "earlier": ["a"]}, "pack": "never", "batch_size": 8, "steps": 12}
+    config = TrainingConfig(**{**SETTINGS, **settings})
+    mixture = Replay(earlier=("a",), share=0.5)
+    training.train(backbone, tables, mixture, config, tmp_path, seed=0)
+    assert all(product_a >= -1e-5 for product_a, _ in products)
+    assert any(abs(product_a) < 1e-5 for product_a, _ in products)  # and some had to be projected
+    assert widths == {backbone.half.trainable}
+    assert all(torch.equal(p, before[n]) for n, p in backbone.model.named_parameters() if n in backbone.half.frozen)
 
 
 def test_balancers_of_gradients_cannot_resample(tmp_path, tables, tokenizer) -> None:

@@ -14,6 +14,7 @@ from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
 from multitune.models.config import ModelConfig
 from multitune.models.location import PACKAGE_PREFIX, resolve
+from multitune.objectives.balancing.config import GemConfig
 from multitune.recipes.graph import build
 from multitune.recipes.reading import Document, KeyPath
 from multitune.recipes.schema import BASE, FuseStep, Recipe, ScoreStep, TrainStep
@@ -212,6 +213,7 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
                 f"Use some of: {', '.join(named)}.",
             )
     yield from _check_weights(step, named, recipe, document, (*key, "training"))
+    yield from _check_earlier(step, named, document, (*key, "training", "balancer", "earlier"))
     yield from _check_validation(step, named, recipe, document, (*key, "training"))
     if step.training.aggregation in WITHOUT_WEIGHTS and step.tasks != "each":
         for task in named:
@@ -247,6 +249,26 @@ def _check_weights(
             f"The weight of {', '.join(idle)} is 0, and {rest} here.",
             document.where((*key, "task_weights")),
             "Give a positive weight, or leave the task out of the step.",
+        )
+
+
+def _check_earlier(
+    step: TrainStep, named: tuple[str, ...], document: Document, key: KeyPath
+) -> Iterator[MultituneError]:
+    """Check the memories of GEM: tasks of this very step, and a new one beside them."""
+    if not isinstance(step.training.balancer, GemConfig):
+        return
+    earlier = step.training.balancer.earlier
+    for task in earlier:
+        if task not in named:
+            yield MultituneError(
+                f"The earlier task '{task}' is not in this step.{nearest(task, named)}",
+                document.where(key),
+                "Put it among the step's tasks, with mixture: {policy: replay, earlier: [...]}.",
+            )
+    if set(named) <= set(earlier) or step.tasks == "each":
+        yield MultituneError(
+            "GEM needs a new task beside the earlier ones.", document.where(key), "Leave the new tasks out of earlier."
         )
 
 

@@ -98,7 +98,7 @@ def make_balancing(
     """
     if config.balancer is None:
         return None
-    balancer = make_balancer(config.balancer, len(batches.tables), seed)
+    balancer = make_balancer(config.balancer, [table.task for table in batches.tables], seed)
     if balancer.observes != "validation" or not isinstance(config.balancer, WatchesValidation):
         return Balancing(balancer, None, None)
     layout: dict[str, Any] = {

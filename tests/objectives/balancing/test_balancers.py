@@ -31,7 +31,7 @@ TASKS, STEPS = 4, 14
 
 
 def make(config, tasks=TASKS, seed=0):
-    return make_balancer(TypeAdapter(BalancerConfig).validate_python(config), tasks, seed)
+    return make_balancer(TypeAdapter(BalancerConfig).validate_python(config), [f"task {t}" for t in range(tasks)], seed)
 
 
 def run_of(seed=0, steps=STEPS, tasks=TASKS, absent=0.0):

@@ -14,6 +14,8 @@ from multitune.objectives.balancing.gradnorm import GradNorm
 from multitune.objectives.balancing.nash import NashMTL, bargain
 from multitune.objectives.balancing.pcgrad import projections
 
+NAMES = ("a", "b", "c", "d", "e")
+
 
 def conflicting(tasks=4, width=6, seed=0):
     """Random task gradients of very different lengths, some at obtuse angles."""
@@ -25,7 +27,7 @@ def coefficients(config, gradients, present=None):
     tasks = len(gradients)
     gram = torch.from_numpy(gradients @ gradients.T)
     present = torch.ones(tasks, dtype=torch.bool) if present is None else torch.tensor(present)
-    return make_balancer(config, tasks, seed=0).coefficients(gram, torch.ones(tasks), present).numpy()
+    return make_balancer(config, NAMES[:tasks], seed=0).coefficients(gram, torch.ones(tasks), present).numpy()
 
 
 # -- PCGrad ----------------------------------------------------------------------------------------------------------

@@ -147,6 +147,14 @@ class NashConfig(_Gradients):
     )
 
 
+class GemConfig(_Gradients):
+    """GEM (Lopez-Paz and Ranzato 2017, arXiv 1706.08840): learn new tasks, hurt no earlier one to first order."""
+
+    method: Literal["gem"] = "gem"
+    earlier: tuple[str, ...] = Field(min_length=1, description="tasks of earlier steps, in this step's mixture too")
+    margin: NonNegativeFloat = Field(0.0, description="least factor of every memory once one is hurt; authors: 0.5")
+
+
 def _method_alone(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
@@ -161,7 +169,8 @@ BalancerConfig = Annotated[
         | GradNormConfig
         | PCGradConfig
         | CAGradConfig
-        | NashConfig,
+        | NashConfig
+        | GemConfig,
         Field(discriminator="method"),
     ],
     BeforeValidator(_method_alone),
