@@ -27,6 +27,7 @@ from multitune.weights.beforehand import global_statistics, layer_of, norm_alpha
 from multitune.weights.checkpoints import TORCH
 from multitune.weights.config import MergeConfig
 from multitune.weights.lines import depth_factor
+from multitune.weights.memory import PeakMemory
 from multitune.weights.methods import METHODS, reads_rows, statistics_of
 from multitune.weights.parameters import check
 from multitune.weights.selection import Map
@@ -135,18 +136,17 @@ def merge(
     check_space(out, total)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     place = Workplace(chunk or (CHUNK if device == "cpu" else GPU_CHUNK), threads or _cores(), device)
-    peak = [anonymous_bytes()]
     writer = Writer(out, layout, _fingerprint(arrangement, layout))
     work = _Work(arrangement, writer, place)
     try:
-        done = sum(layout.slots[name].bytes for name in writer.finished)
-        for name in work.run():
-            done += layout.slots[name].bytes
-            peak[0] = max(peak[0], anonymous_bytes())
-            if progress is not None:
-                progress(done, total)
-        _companions(arrangement, writer.folder)
-        writer.finish()
+        with PeakMemory() as peak:
+            done = sum(layout.slots[name].bytes for name in writer.finished)
+            for name in work.run():
+                done += layout.slots[name].bytes
+                if progress is not None:
+                    progress(done, total)
+            _companions(arrangement, writer.folder)
+            writer.finish()
     except OSError as error:
         writer.close()
         raise MultituneError(
@@ -169,7 +169,7 @@ def merge(
         total,
         time.perf_counter() - clock,
         time.process_time() - process_clock,
-        peak[0],
+        peak.bytes,
         arrangement.left_out,
         {job.name: job.parameters for job in arrangement.jobs if job.merged},
         work.alpha,
@@ -341,15 +341,3 @@ def _fingerprint(arrangement: Arrangement, layout: Layout) -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def anonymous_bytes() -> int:
-    """Return the memory of this process that no file backs; 0 where the system does not tell."""
-    try:
-        with Path("/proc/self/status").open(encoding="ascii") as status:
-            for line in status:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
