@@ -193,12 +193,18 @@ def test_a_loss_that_is_not_finite_ends_both_with_one_sentence(folder):
     assert "training step" in told
 
 
-@pytest.mark.parametrize(("configuration", "tolerance"), [("ddp", 1e-5), ("fsdp2", 1e-2)])  # fsdp2.yaml asks for bf16
-def test_the_shipped_configurations_launch_what_one_process_trains(both, configuration, tolerance):
+def shipped(configuration: str) -> list[str]:
+    """The launcher with one of the shipped configurations."""
+    if configuration == "deepspeed":
+        pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
     file = LAUNCH / f"{configuration}.yaml"
-    options = ["--config_file", str(file), "--num_processes", "2"]
-    launcher = ["-m", "accelerate.commands.launch", *options]
-    finish(start(both, "plain", configuration, 2, launcher=launcher))
+    return ["-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", "2"]
+
+
+# fsdp2.yaml asks for bfloat16
+@pytest.mark.parametrize(("configuration", "tolerance"), [("ddp", 1e-5), ("fsdp2", 1e-2), ("deepspeed", 1e-5)])
+def test_the_shipped_configurations_launch_what_one_process_trains(both, configuration, tolerance):
+    finish(start(both, "plain", configuration, 2, launcher=shipped(configuration)))
     one, two = (log_of(both, out, "task_token_mean") for out in ("one", configuration))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], rel=tolerance)
@@ -208,3 +214,29 @@ def test_the_shipped_configurations_launch_what_one_process_trains(both, configu
     assert (
         weights_of(both, "one", "task_token_mean").keys() == weights_of(both, configuration, "task_token_mean").keys()
     )
+
+
+def test_deepspeed_goes_on_after_a_kill_with_its_own_number_of_processes_and_another(both):
+    launcher = shipped("deepspeed")
+    finish(start(both, "long", "zero", 2, launcher=launcher))
+    killed = start(both, "long", "zero-killed", 2, launcher=launcher)
+    until(killed, "step 11/24")
+    os.kill(worker(killed, 1), signal.SIGKILL)
+    killed.communicate(timeout=300)
+    shutil.copytree(both / "zero-killed", both / "zero-alone")
+    assert "goes on from step" in finish(start(both, "long", "zero-killed", 2, launcher=launcher))
+    undisturbed, killed = (weights_of(both, out, "long") for out in ("zero", "zero-killed"))
+    assert all(undisturbed[name].equal(killed[name]) for name in undisturbed)
+
+    launcher = [*launcher[:-1], "1"]
+    assert "goes on from step" in finish(start(both, "long", "zero-alone", 2, launcher=launcher))
+    two, alone = (log_of(both, out, "long") for out in ("zero", "zero-alone"))
+    for line, other in zip(two, alone, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.02)  # the second's dropout is drawn by the first
+
+
+def test_what_deepspeed_deals_out_is_refused_where_it_is_needed_whole(folder):
+    options = ("--set", "steps.long.training.balancer=pcgrad")
+    told, _ = start(folder, "long", "zero-pcgrad", 2, *options, launcher=shipped("deepspeed")).communicate(timeout=300)
+    assert "needs every task's whole gradient, which DeepSpeed deals out" in told
+    assert not (folder / "zero-pcgrad/steps/long/model").exists()

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[1] / "training" / "launch"
 
 
 def launch_config(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ddp or fsdp2.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp2 or deepspeed.")],
 ) -> None:
     """Print a configuration for `accelerate launch --config_file FILE -m multitune run RECIPE`."""
     from multitune.errors import MultituneError, nearest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -86,19 +87,37 @@ def _refuse_launcher(config: TrainingConfig) -> None:
     """Refuse what a launcher asks for and this version has not.
 
     Raises:
-        MultituneError: DeepSpeed; balancers of gradients with FSDP.
+        MultituneError: balancers of gradients with FSDP or DeepSpeed; a stage of DeepSpeed that is not read here.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise MultituneError(
-            "DeepSpeed keeps optimiser and checkpoints to itself, as pickles.",
-            "accelerate launch",
-            "Use FSDP2, which deals out parameters, gradients and optimiser state alike.",
-        )
+        _refuse_of_deepspeed(config)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and config.balancer and config.balancer.needs_gradients:
         raise MultituneError(
             f"The balancer {config.balancer.method} needs every task's whole gradient, which FSDP deals out.",
             "training.balancer",
             "Launch without FSDP, or choose a balancer of losses such as coba.",
+        )
+
+
+def _refuse_of_deepspeed(config: TrainingConfig) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MultituneError("DeepSpeed is not installed.", "accelerate launch", "pip install deepspeed, or use fsdp2.")
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if stage not in ("1", "2"):
+        raise MultituneError(
+            f"ZeRO stage {stage} of DeepSpeed is not offered.",
+            "accelerate launch",
+            "Use zero_stage 1 or 2, or FSDP2, which deals out the parameters too.",
+        )
+    if config.precision == "float16":
+        raise MultituneError(
+            "DeepSpeed scales float16 in a way of its own.", "training.precision", "Use bfloat16 or float32."
+        )
+    if config.balancer and config.balancer.needs_gradients:
+        raise MultituneError(
+            f"The balancer {config.balancer.method} needs every task's whole gradient, which DeepSpeed deals out.",
+            "training.balancer",
+            "Launch with DDP, or choose a balancer of losses such as coba.",
         )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from multitune.training.losses import LossModule
 from multitune.training.processes import is_main
 from multitune.training.sharding import dealt_like, gathered
+from multitune.training.zero import load_whole_state, master_weights, whole_state, zero_optimizer
 
 logger = logging.getLogger("multitune.training")
 
@@ -64,7 +65,10 @@ def write_checkpoint(
         OSError: when the disk is full or the folder cannot be written; nothing half-written keeps the final name.
     """
     weights = {name: gathered(tensor).contiguous() for name, tensor in trainable_state(model).items()}
-    tensors, rest = _flatten(optimizer.state_dict())
+    zero = zero_optimizer(optimizer)
+    if zero:
+        weights |= master_weights(model)
+    tensors, rest = _flatten(whole_state(zero) if zero else optimizer.state_dict())
     if not is_main():
         return
     partial = folder.with_name(folder.name + ".partial")
@@ -143,6 +147,10 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
     """Restore optimiser and schedule."""
     rest = json.loads((checkpoint / "optimizer.json").read_text())
+    schedule.load_state_dict(json.loads((checkpoint / "scheduler.json").read_text()))
+    if zero := zero_optimizer(optimizer):
+        load_whole_state(zero, _unflatten(load_file(checkpoint / "optimizer.safetensors"), rest))
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = _unflatten(load_file(checkpoint / "optimizer.safetensors"), rest)
     for index, entries in state["state"].items():
@@ -150,7 +158,6 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule:
         same = {key: value for key, value in entries.items() if isinstance(value, Tensor) and value.shape == like.shape}
         entries |= {key: dealt_like(value, like) for key, value in same.items()}
     optimizer.load_state_dict(state)
-    schedule.load_state_dict(json.loads((checkpoint / "scheduler.json").read_text()))
 
 
 def load_balancer(checkpoint: Path) -> dict[str, Tensor]:

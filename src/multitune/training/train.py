@@ -40,6 +40,7 @@ from multitune.training.recomputing import recompute_activations
 from multitune.training.router_loss import RouterLoss, make_router_loss
 from multitune.training.sharding import gathered, is_sharded
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
+from multitune.training.zero import master_weights, zero_optimizer
 
 logger = logging.getLogger("multitune.training")
 
@@ -56,7 +57,7 @@ class TrainingResult:
         seconds: wall time of this process, without what ran before a resume.
         trainable_parameters: parameters that trained.
         fill: share of the positions that held tokens.
-        weights: what has trained, whole, where FSDP has dealt the model out (``with_weights`` puts it into another);
+        weights: what has trained, whole, where FSDP or DeepSpeed holds it (``with_weights`` puts it into a model);
             None where the backbone itself holds it.
     """
 
@@ -162,6 +163,9 @@ def train(
     refuse_nonfinite_weights(trainer.model, steps, folder / "checkpoints")
     if is_sharded(trainer.model):
         weights = {name: gathered(tensor).cpu() for name, tensor in trainable_state(trainer.model).items()}
+        return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill, weights)
+    if zero_optimizer(trainer.optimizer):
+        weights = trainable_state(trainer.model) | master_weights(trainer.model)
         return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill, weights)
     for parameter, dtype in stored_dtypes:
         parameter.data = parameter.data.to(dtype)

@@ -281,6 +281,19 @@ class MultiTaskTrainer(Trainer):
         if is_main():
             checkpoints.remove_old_checkpoints(folder, self.args.save_total_limit or 2)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Set up as the Trainer does; with DeepSpeed the checkpoint is read here, which is none of DeepSpeed's own."""
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move a batch to the device as it is: token weights stay float32, which DeepSpeed would round."""
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), self.model)
 
