@@ -112,6 +112,20 @@ def test_inputs_that_never_occur_keep_the_mean():
     assert merged[:, 0] == pytest.approx(torch.stack([m.weight.detach()[:, 0] for m in models]).mean(0), abs=1e-9)
 
 
+def test_inputs_that_repeat_one_another_still_keep_all_outputs():
+    """With one input twice the solution is not unique: it has to stay near the mean, and its outputs are the best."""
+    models, rows = linear_models(5)
+    for x in rows:
+        x[:, 1] = x[:, 0]
+    grams = [gram_matrices(model, [x]) for model, x in zip(models, rows, strict=True)]
+    merged = regmean([model.state_dict() for model in models], grams, alpha=1.0)["weight"]
+    stacked = torch.cat(rows)
+    wanted = torch.cat([x @ model.weight.detach().T for model, x in zip(models, rows, strict=True)])
+    best = stacked @ torch.linalg.lstsq(stacked, wanted, driver="gelsd").solution
+    assert stacked @ merged.T == pytest.approx(best, abs=1e-9)
+    assert merged.abs().max() < 10
+
+
 def test_gram_matrices_are_of_layer_inputs_summed_over_batches_and_tokens():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).double()
     x_BSI = torch.randn(4, 5, 3, dtype=torch.float64)

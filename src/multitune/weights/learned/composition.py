@@ -3,7 +3,8 @@
 theta^(j) = theta_0^(j) + sum_i lam_i^(j) tau_i^(j), and dL/dlam_i^(j) = <dL/dtheta^(j), tau_i^(j)>
 (aTLAS, arXiv 2407.02880). With one block this is task arithmetic, with coefficients by depth LiNeS.
 
-Shape legend: ``N`` task vectors, ``C`` coefficients of each (blocks times partitions).
+Shape legend: ``N`` task vectors, ``C`` coefficients of each (blocks times ``K`` partitions), ``P`` pairs of tensor and
+vector.
 """
 
 from __future__ import annotations
@@ -89,20 +90,24 @@ class Composition:
 
     def inner_products(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Return dL/dlam [N, C], in float64, from the gradients of the loss in the composed tensors."""
-        sums: list[Tensor] = []
-        places: list[Tensor] = []
-        place_NC = torch.arange(len(self.vectors) * self.blocks.columns).view(len(self.vectors), -1)
-        for name, gradient in gradients.items():
-            for number, vector, own in self.moving[name]:
-                if self.blocks.partitions == 1:
-                    sums.append(vector.inner(own, gradient).view(1))
-                else:
-                    delta = vector.delta(own, gradient)
-                    sums.append(self.blocks.gathered(name, gradient.to(delta.dtype) * delta))
-                places.append(place_NC[number, self.blocks.columns_of(name)])
         products_NC = self.start()
-        if sums:  # one transfer from the device, not one per tensor and vector
-            products_NC.view(-1).index_add_(0, torch.cat(places), torch.cat(sums).double().cpu())
+        found = [(name, *moving) for name in gradients for moving in self.moving[name]]
+        if not found:
+            return products_NC
+        partitions = self.blocks.partitions
+        one = next(iter(gradients.values()))
+        # filled in place: small tensors that are kept would lie between the freed deltas and hold their memory
+        sums_PK = torch.zeros(len(found), partitions, device=one.device, dtype=exact(one.dtype))
+        first_P = [number * self.blocks.columns + self.blocks.first_column[name] for name, number, _, _ in found]
+        for row, (name, _, vector, own) in enumerate(found):
+            gradient = gradients[name]
+            if partitions == 1:
+                sums_PK[row, 0] = vector.inner(own, gradient)
+            else:
+                delta = vector.delta(own, gradient)
+                sums_PK[row] = self.blocks.gathered(name, gradient.to(delta.dtype) * delta)
+        place_PK = torch.tensor(first_P)[:, None] + torch.arange(partitions)
+        products_NC.view(-1).index_add_(0, place_PK.flatten(), sums_PK.cpu().double().flatten())
         return products_NC if self.chosen_NC is None else products_NC * self.chosen_NC
 
 

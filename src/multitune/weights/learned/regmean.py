@@ -107,8 +107,18 @@ def _merged(name: str, tensors: list[Tensor], grams: Sequence[State], alpha: flo
     mean_IO = weight_MIO.mean(0)
     # relative to the mean, which then stays wherever the inputs of all models say nothing
     pulled_IO = (shrunk_MII @ (weight_MIO - mean_IO)).sum(0)
-    merged_IO = mean_IO + torch.linalg.lstsq(shrunk_MII.sum(0), pulled_IO, driver="gelsd").solution
+    merged_IO = mean_IO + _solved(shrunk_MII.sum(0), pulled_IO)
     return merged_IO.T.contiguous().to(first.dtype)
+
+
+def _solved(gram_II: Tensor, pulled_IO: Tensor) -> Tensor:
+    """Return gram^-1 pulled, and the smallest least-squares solution where inputs are silent or repeat one another."""
+    lower_II, failed = torch.linalg.cholesky_ex(gram_II)
+    pivot_I = lower_II.diagonal().square()
+    if not failed and bool(pivot_I.min() > 1e-10 * pivot_I.max()):
+        return torch.cholesky_solve(pulled_IO, lower_II)
+    # by singular values, which take minutes for a few thousand inputs; on the CPU, as GPUs have no such solver
+    return torch.linalg.lstsq(gram_II.cpu(), pulled_IO.cpu(), driver="gelsd").solution.to(gram_II)
 
 
 def _shrunk(gram_II: Tensor, alpha: float) -> Tensor:
