@@ -238,6 +238,35 @@ def test_experts_of_a_checkpoint_with_one_file_entry_each() -> None:
     assert index["model.layers.0.mlp.gate_proj.weight"].part == "gate"
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "category", "part", "group"),
+    [
+        ("vit.encoder.layer.1.attention.attention.query.weight", 1, "attention", "q", ""),
+        ("vit.encoder.layer.1.attention.output.dense.bias", 1, "attention", "o", ""),
+        ("vit.encoder.layer.1.output.dense.weight", 1, "feed_forward", "down", ""),
+        ("swin.encoder.layers.1.blocks.0.attention.self.value.weight", 1, "attention", "v", ""),
+        ("swin.encoder.layers.1.blocks.0.attention.self.relative_position_index", 1, "other", None, ""),
+        ("model.layers.1.block_sparse_moe.experts.1.w1.weight", 1, "feed_forward", "gate", "experts.1"),
+        ("model.layers.1.block_sparse_moe.gate.weight", 1, "other", None, ""),
+        ("model.layers.1.mlp.experts.gate_up_proj_bias", 1, "feed_forward", "gate_up", "experts"),
+        ("model.layers.1.mlp.router.weight", 1, "other", None, ""),
+        ("visual.transformer.resblocks.1.attn.in_proj_weight", 1, "attention", "qkv", ""),
+        ("visual.transformer.resblocks.1.mlp.c_proj.weight", 1, "feed_forward", "down", ""),
+        ("gpt_neox.layers.1.attention.query_key_value.weight", 1, "attention", "qkv", ""),
+    ],
+)
+def test_names_as_files_of_other_years_and_libraries_have_them(
+    name: str, layer: int, category: str, part: str | None, group: str
+) -> None:
+    prefix, _, inner = name.partition(".1.")
+    whole = [f"{prefix}.{number}.{inner}" for number in range(3)]
+    beside = [f"{prefix}.{n}.{rest}" for n in range(3) for rest in ("a.weight", "block_sparse_moe.experts.0.w1.weight")]
+    index = architecture_index(dict.fromkeys(whole if "swin" in name else whole + beside, (2, 2)))
+    place = index[name]
+    assert (place.stack, place.layer, place.layers) == (prefix, layer, 3)
+    assert (place.category, place.part, place.group) == (category, part, group)
+
+
 def test_stages_count_their_blocks_through() -> None:
     config = transformers.SwinConfig(
         image_size=16, patch_size=2, embed_dim=8, depths=[1, 2, 2], num_heads=[1, 2, 2], window_size=2

@@ -32,6 +32,13 @@ def train_step(**settings):
             "GEM needs a new task",
             "balancer.earlier",
         ),
+        (
+            lambda r: r["steps"]["joint"].update(
+                adapt={"method": "half", "resample": "epoch"}, training={"steps": 1, "balancer": "pcgrad"}
+            ),
+            "Another half at every epoch cannot train with pcgrad",
+            "steps.joint.adapt.resample",
+        ),
         (lambda r: r["steps"]["joint"]["training"].update(report_to=["wandb"]), "wandb is not installed", "report_to"),
         (
             lambda r: (

@@ -300,6 +300,13 @@ def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: 
             document.where(key),
             "Choose an adapter (adapt: lora), or remove model.quantize.",
         )
+    half, balancer = step.adapt.half, step.training.balancer
+    if half is not None and half.resample == "epoch" and balancer is not None and balancer.needs_gradients:
+        yield MultituneError(
+            f"Another half at every epoch cannot train with {balancer.method}, which fixes what trains at the start.",
+            document.where((*key, "resample")),
+            "Take it out: every training of a chain of steps draws anew anyway.",
+        )
     if step.training.gradient_checkpointing and step.adapt.method in CACHED_PREFIX:
         yield MultituneError(
             f"The method {step.adapt.method} gives the layers a cache, which gradient checkpointing does not allow.",
