@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,14 @@ def test_minilm_loads_from_its_package_and_the_log_says_so(
         vectors = torch.nn.functional.normalize(backbone.model.pooled(inputs["input_ids"], inputs["attention_mask"]))
     similarity = vectors @ vectors.T
     assert similarity[0, 1] > 0.5 > 0.2 > similarity[0, 2]
+
+
+def test_what_is_saved_may_be_read_by_whom_the_umask_allows(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_backbone(load_backbone(ModelConfig(name=str(make_folder("bert"))), TASKS), tmp_path / "out", merged=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "heads.safetensors", "config.json"} <= modes.keys()
+    assert set(modes.values()) == {0o640}

@@ -240,11 +240,21 @@ def test_a_share_may_be_limited_and_other_splits_are_left_alone(ask):
         ask(rows[:1], "test", **{**LABEL, "test": {"fraction": 0.000001}})
 
 
-@given(id=st.text(), test=st.floats(0, 0.5), validation=st.floats(0, 0.49))
-def test_a_larger_test_share_keeps_the_rows_of_a_smaller_one(id, test, validation):
-    if split_of(id, test, validation) == "test":
-        assert split_of(id, test + 0.1, 0) == "test"
-    assert split_of(id, 0, 0) == "train"
+def test_rows_keep_their_side_when_the_file_changes_around_them(ask):
+    rows = [{"text": f"t{number}", "label": "ab"[number % 2]} for number in range(300)]
+    settings = {**LABEL, "test": {"fraction": 0.2}}
+    before = {p.prompt for p in ask(rows, "test", **settings)}
+    after = [p.prompt for p in ask([{"text": "new", "label": "a"}, *reversed(rows), *rows[:50]], "test", **settings)]
+    assert before <= set(after) <= {*before, "new"}
+    train = {p.prompt for p in ask([*rows, *rows], "train", **settings)}
+    assert not train & before  # both copies of a row fall on one side
+
+
+@given(content=st.text(), test=st.floats(0, 0.5), validation=st.floats(0, 0.49))
+def test_a_larger_test_share_keeps_the_rows_of_a_smaller_one(content, test, validation):
+    if split_of(content, test, validation) == "test":
+        assert split_of(content, test + 0.1, 0) == "test"
+    assert split_of(content, 0, 0) == "train"
 
 
 # Resolving

@@ -44,7 +44,7 @@ logger = logging.getLogger("multitune.mixing")
 
 OnOverlong = Literal["refuse", "drop", "truncate"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same inputs would give other tokens, so that cached tables are not read."""
 
 _BATCH = 1000  # examples per call of the tokenizer and per record batch of the file

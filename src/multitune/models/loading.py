@@ -91,8 +91,11 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool) -> None:
             for pattern in _MODEL_FILES:
                 for stale in folder.glob(pattern):
                     stale.unlink()
+            mode = (Path(temporary) / DESCRIPTION_FILE).stat().st_mode  # safetensors lets nobody else read its files
             for path in sorted(Path(temporary).iterdir()):
                 target = folder / path.name
+                if path.is_file():
+                    path.chmod(mode)
                 if target.is_dir():
                     shutil.rmtree(target)
                 os.replace(path, target)

@@ -14,8 +14,8 @@ from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
 
-TRAIN_VERSION = 2
-SCORE_VERSION = 2
+TRAIN_VERSION = 3
+SCORE_VERSION = 3
 FUSE_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 

@@ -130,7 +130,7 @@ def _describe(one: _Found, task: Task) -> str:
         lines.append("    held_out: true  # scored before and after, never trained on")
     lines += [f"    {split}: {_text(path)}" for split, path in one.splits.items()]
     if "train" in one.splits and "test" not in one.splits:
-        lines.append(f"    test: {{fraction: {TEST_FRACTION}}}  # cut from train by a digest of each row's id")
+        lines.append(f"    test: {{fraction: {TEST_FRACTION}}}  # cut from train by a digest of each row's content")
     lines.append(f"    kind: {task.kind}  # label, choose, generate or regress")
     if task.layout not in ("auto", "fields"):
         lines.append(f"    layout: {task.layout}  # recognised from the fields")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from multitune.recipes.forecast import forecast_memory, forecast_seconds, passes_per_step
 from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.schema import BASE, Recipe
+from multitune.tasks.overlap import overlap_warnings
 from multitune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def plan_nodes(
     models: dict[str, tuple[ModelFacts, Any]] = {}
     settled = dict(resolved or {})
     known: dict[tuple[str, str, int], TaskStatistics] = {}
+    leaked: dict[str, list[str]] = {}
     nodes = []
     for label, node, recipe in trained:
         model = recipe.model.model_dump_json()
@@ -163,10 +165,14 @@ def plan_nodes(
         for key, name in zip(keys, node.tasks, strict=True):
             if key not in settled:
                 settled[key] = resolve(recipe.tasks[name], recipe.folder)
+            if key not in leaked:
+                leaked[key] = list(overlap_warnings(settled[key], recipe.folder))
             if (key, model, length) not in known:
                 known[key, model, length] = statistics(settled[key], recipe, tokenizer, facts, length)
         found = [known[key, model, length] for key in keys]
-        nodes.append(replace(_plan_node(node, recipe, facts, [settled[key] for key in keys], found), name=label))
+        planned = _plan_node(node, recipe, facts, [settled[key] for key in keys], found)
+        seen = [warning for key in keys for warning in leaked[key]]
+        nodes.append(replace(planned, name=label, warnings=[*planned.warnings, *seen]))
     return nodes, {found.task: found.sample for found in known.values()}
 
 

@@ -88,7 +88,7 @@ def prompted_examples(
 
     Args:
         task: resolved first where it leaves anything open.
-        split: where it is a share of train, rows go by a digest of their ids and train leaves them out.
+        split: where it is a share of train, rows go by a digest of their content and train leaves them out.
         folder: paths are relative to it.
         templates: "rotate" picks one per example by a digest of its id, "first" takes the first, "all" yields one
             `Prompted` per template, one after the other.
@@ -146,13 +146,19 @@ def split_examples(task: Task, split: Split, folder: Path, bad_rows: BadRows | N
         return read_examples(source, folder, bad_rows)
     assert task.train is not None  # Task refuses a fraction without it
     rows = read_examples(task.train, folder, bad_rows)
-    cut = (example for example in rows if split_of(example.id, fractions["test"], fractions["validation"]) == split)
+    cut = (
+        example for example in rows if split_of(example.content, fractions["test"], fractions["validation"]) == split
+    )
     return islice(cut, source.rows)
 
 
-def split_of(id: str, test: float, validation: float) -> Split:
-    """The split that an example of train falls to when shares of it are cut: by a digest of its id alone."""
-    place = _digest(id, b"split") / 2**64
+def split_of(content: str, test: float, validation: float) -> Split:
+    """The split that an example of train falls to when shares of it are cut: by a digest of its content alone.
+
+    So a row stays where it is when others are added before it, when the file is sorted anew or renamed; equal rows fall
+    on the same side.
+    """
+    place = _digest(content, b"split") / 2**64
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -171,6 +172,11 @@ class Example:
     id: str
     where: str
     fields: dict[str, Any]
+
+    @property
+    def content(self) -> str:
+        """The record as JSON with sorted keys: the same wherever it stands, whatever its file is called."""
+        return json.dumps(self.fields, sort_keys=True, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, slots=True)
