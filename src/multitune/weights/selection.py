@@ -153,11 +153,13 @@ def _count(parts: Sequence[Rows], windows: dict[Key, Window], each: Map) -> dict
         part = parts[number]
         waiting: dict[Key, list[torch.Tensor]] = {key: [] for key in windows}
         above = dict.fromkeys(windows, 0)
+        filled = dict.fromkeys(windows, 0)
 
         def empty(key: Key) -> None:
             bins = torch.cat(waiting[key]) >> windows[key].shift
             counts = torch.bincount(bins, minlength=WINDOW).cpu().numpy()
             waiting[key].clear()
+            filled[key] = 0
             with lock:
                 totals[key][1:-1] += counts
 
@@ -168,7 +170,8 @@ def _count(parts: Sequence[Rows], windows: dict[Key, Window], each: Map) -> dict
                 inside, higher = _split(bits[key[0]], window)
                 above[key] += higher
                 waiting[key].append(inside)
-                if sum(map(len, waiting[key])) >= BATCH:
+                filled[key] += inside.numel()
+                if filled[key] >= BATCH:
                     empty(key)
         for key in windows:
             if waiting[key]:
