@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from multitune.decoding.fusion_config import FusionConfig, check_fusion
-from multitune.decoding.fusion_search import CHUNK_ELEMENTS, _grid_divergences, candidates, divergences, fuse, losses
+from multitune.decoding.fusion_search import (
+    CHUNK_ELEMENTS,
+    _along_each,
+    _centred,
+    _joint_divergences,
+    candidates,
+    divergences,
+    fuse,
+    grid_points,
+    losses,
+)
 from multitune.errors import MultituneError
 
 GRID = FusionConfig()
@@ -121,14 +131,19 @@ def test_the_closed_form_equals_direct_sums_and_grows_with_alpha(experts: int) -
         (FusionConfig(ranges=((0.2, 1.0), (0.0, 3.0), (0.5, 0.5))), 3),
         (FusionConfig(search="joint"), 2),
         (FusionConfig(search="joint", ranges=((0.1, 0.7), (0.0, 2.0))), 2),
-        (FusionConfig(ranges=((-1.0, 1.0),), negative=True), 2),
     ],
 )
 def test_the_grid_by_powers_equals_direct_sums(config: FusionConfig, experts: int) -> None:
     large, small, expert = three(experts=experts, words=500)
     delta = expert - small[:, None]
     alpha = torch.tensor(candidates(config, experts))
-    found = _grid_divergences(large.log_softmax(-1), delta, alpha, config)
+    log_p, points = large.log_softmax(-1), grid_points(config, experts)
+    if config.search == "joint":
+        found = _joint_divergences(log_p, _centred(log_p, delta), alpha, points)
+    else:
+        low = torch.tensor([one[0] for one in points]).expand(6, -1)
+        along = _along_each(log_p, _centred(log_p, delta), low, torch.full_like(low, 0.1), max(map(len, points)))
+        found = torch.cat([along[:, t, : len(one)] for t, one in enumerate(points)], dim=1)
     exact = 1e-6 if config == GRID else 4e-6  # longer shifts are differences of larger float32 numbers
     for n, one in enumerate(alpha):
         fused = large.double() + (one.double()[:, None] * delta.double()).sum(1)
@@ -136,7 +151,7 @@ def test_the_grid_by_powers_equals_direct_sums(config: FusionConfig, experts: in
         torch.testing.assert_close(found[:, n, 1].double(), direct_divergence(large, fused), atol=exact, rtol=exact)
 
 
-@pytest.mark.parametrize("search", ["grid", "joint"])
+@pytest.mark.parametrize("search", ["grid", "joint", "bisection"])
 def test_shifts_too_large_for_powers_are_searched_candidate_by_candidate(search: str) -> None:
     large, small, experts = three(experts=2)
     experts[:, :, 3] += 100.0
@@ -266,6 +281,10 @@ def test_bad_settings_are_refused(config: FusionConfig, experts: int, what: str)
 
 
 def test_negative_coefficients_are_allowed_when_meant() -> None:
+    models = three(experts=2)
+    below = FusionConfig(ranges=((-1.0, 1.0),), negative=True)
+    found = fuse(*models, below)
+    torch.testing.assert_close(found.loss_B.double(), direct_loss(*models, found.alpha_BT), atol=1e-5, rtol=1e-5)
     check_fusion(FusionConfig(alpha=-1.0, negative=True), 1)
     config = FusionConfig(ranges=((-1.0, 1.0),), negative=True)
     check_fusion(config, 1)

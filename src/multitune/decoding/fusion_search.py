@@ -16,6 +16,7 @@ Shape legend: ``B`` rows, ``T`` experts, ``N`` candidates, ``V`` words.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -40,9 +41,8 @@ CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 LEAST_WORDS = 2048
 """Fewer words at a time cost more in calls than they save."""
 
-BISECTIONS, REFINEMENTS, REFINED_POINTS = 8, 5, 9
-"""A range of 2 is halved so often; what is left is cut to a quarter so often, to 0.002 or less."""
-
+SOLVER_POINTS, NARROWINGS = 21, 4
+"""Points in a row, and rows, of the search without a grid: the last one is at most 0.0002 wide where ranges are 2."""
 
 Points = tuple[tuple[float, ...], ...]  # the grid of every expert
 
@@ -83,7 +83,7 @@ def fuse(large_BV: Tensor, small_BV: Tensor, expert_BTV: Tensor, config: FusionC
     delta_BTV = log_qt_BTV - log_q_BV[:, None]
     away_BT, back_BT = (log_qt_BTV.exp() * delta_BTV).sum(-1), -(delta_BTV @ log_q_BV.exp()[..., None])[..., 0]
     target_BT2 = torch.stack([away_BT, back_BT], dim=-1)
-    search = _bisected if config.search == "bisection" else _from_grid
+    search = _solved if config.search == "bisection" else _from_grid
     alpha_BT, loss_B = search(log_p_BV, delta_BTV, target_BT2, config)
     return Fused(shifted(large_BV, small_BV, expert_BTV, alpha_BT), alpha_BT, loss_B)
 
@@ -162,110 +162,136 @@ def grid_points(config: FusionConfig, experts: int) -> Points:
 
 
 def _from_grid(log_p_BV: Tensor, delta_BTV: Tensor, target_BT2: Tensor, config: FusionConfig) -> tuple[Tensor, Tensor]:
-    """Return the first candidate of least loss, alpha [B, T], and its loss [B]; what rounding tells apart is equal."""
-    alpha_NT = log_p_BV.new_tensor(candidates(config, delta_BTV.shape[1]))
-    loss_BN = losses(_grid_divergences(log_p_BV, delta_BTV, alpha_NT, config), target_BT2).nan_to_num(nan=torch.inf)
-    least_B1 = loss_BN.amin(-1, keepdim=True)
-    best_B = (loss_BN <= least_B1 * (1 + ROUNDING) + ROUNDING**2).to(torch.uint8).argmax(-1)
+    """Return the first candidate of least loss, alpha [B, T], and its loss [B]."""
+    experts = delta_BTV.shape[1]
+    alpha_NT, points = log_p_BV.new_tensor(candidates(config, experts)), grid_points(config, experts)
+    delta_BTV = _centred(log_p_BV, delta_BTV)
+    if not _fits_powers(delta_BTV, [bound for one in config.ranges_of(experts) for bound in one]):
+        divergence_BN2 = divergences(log_p_BV, delta_BTV, alpha_NT[None])
+    elif config.search == "joint":
+        divergence_BN2 = _joint_divergences(log_p_BV, delta_BTV, alpha_NT, points)
+    else:
+        low_BT = log_p_BV.new_tensor([one[0] for one in points]).expand(delta_BTV.shape[:2])
+        step_BT = torch.full_like(low_BT, config.step)
+        along_BTn2 = _along_each(log_p_BV, delta_BTV, low_BT, step_BT, max(map(len, points)))
+        divergence_BN2 = torch.cat([along_BTn2[:, t, : len(one)] for t, one in enumerate(points)], dim=1)
+    loss_BN = losses(divergence_BN2, target_BT2).nan_to_num(nan=torch.inf)
+    best_B = _first_least(loss_BN)
     return alpha_NT[best_B], loss_BN.gather(1, best_B[:, None])[:, 0]
 
 
-def _grid_divergences(log_p_BV: Tensor, delta_BTV: Tensor, alpha_NT: Tensor, config: FusionConfig) -> Tensor:
-    """Return the divergences of a grid's candidates, [B, N, 2], in blocks of rows that bound the memory."""
+def _solved(log_p_BV: Tensor, delta_BTV: Tensor, target_BT2: Tensor, config: FusionConfig) -> tuple[Tensor, Tensor]:
+    """Return the best alpha of one active expert without a grid, [B, T], and its loss [B].
+
+    Both divergences grow with alpha, so the minimum along an expert lies between the alpha at which the first reaches
+    its mean target and the one at which the second does. A first row of points finds these; rows ever finer, between
+    the neighbours of the best point, follow.
+    """
     delta_BTV = _centred(log_p_BV, delta_BTV)
-    words, experts = log_p_BV.shape[1], delta_BTV.shape[1]
-    points = grid_points(config, experts)
-    furthest = max(abs(alpha) for one in points for alpha in one)
-    if bool(delta_BTV.amax() * furthest > LARGEST_EXPONENT) or config.negative:
-        return divergences(log_p_BV, delta_BTV, alpha_NT[None])
-    most = max(map(len, points))
-    vectors = 2 * (1 + experts) * most if config.search == "joint" else 5 * experts * (math.isqrt(most) + 1)
-    elements = CHUNK_ELEMENTS["cuda" if log_p_BV.is_cuda else "cpu"] // vectors
-    rows = max(1, elements // words)
-    sums = _joint_sums if config.search == "joint" else _single_sums
-    parts = []
-    for log_p, delta in zip(log_p_BV.split(rows), delta_BTV.split(rows), strict=True):
-        # Sums over the words add up, so a long vocabulary is taken in pieces that stay in the cache.
-        at_once = max(LEAST_WORDS, elements // rows)
-        pieces = zip(log_p.split(at_once, -1), delta.split(at_once, -1), strict=True)
-        found = [sums(*piece, points, config.step) for piece in pieces]
-        total_BN, moment_BNT = (torch.stack(part).sum(0) for part in zip(*found, strict=True))
-        log_sum_BN = total_BN.log()
-        shift_BN = (alpha_NT * moment_BNT).sum(-1) / total_BN
-        parts.append(torch.stack([shift_BN - log_sum_BN, log_sum_BN], dim=-1))
-    return torch.cat(parts)
+    bounds = config.ranges_of(delta_BTV.shape[1])
+    fits = _fits_powers(delta_BTV, [bound for one in bounds for bound in one])
+    low_BT, high_BT = log_p_BV.new_tensor(bounds).expand(*delta_BTV.shape[:2], 2).unbind(-1)
+    mean_B112 = target_BT2.mean(1)[:, None, None]
+    for narrowing in range(NARROWINGS):
+        step_BT = (high_BT - low_BT) / (SOLVER_POINTS - 1)
+        alpha_BTn = low_BT[..., None] + step_BT[..., None] * torch.arange(SOLVER_POINTS, device=log_p_BV.device)
+        if fits:
+            divergence_BTn2 = _along_each(log_p_BV, delta_BTV, low_BT, step_BT, SOLVER_POINTS)
+        else:
+            divergence_BN2 = divergences(log_p_BV, delta_BTV, _one_active(alpha_BTn))
+            divergence_BTn2 = divergence_BN2.unflatten(1, alpha_BTn.shape[1:])
+        loss_BTn = losses(divergence_BTn2.flatten(1, 2), target_BT2).view_as(alpha_BTn)
+        best_BT = _first_least(loss_BTn)
+        reached_BT2 = (divergence_BTn2 < mean_B112 - ROUNDING).sum(2)  # points below the target come first
+        first_BT, last_BT = (
+            (reached_BT2.amin(-1) - 1, reached_BT2.amax(-1)) if not narrowing else (best_BT - 1, best_BT + 1)
+        )
+        low_BT, high_BT = (
+            alpha_BTn.gather(-1, place_BT.clamp(0, SOLVER_POINTS - 1)[..., None])[..., 0]
+            for place_BT in (first_BT, last_BT)
+        )
+    alpha_BT, loss_BT = (one.gather(-1, best_BT[..., None])[..., 0] for one in (alpha_BTn, loss_BTn))
+    expert_B1 = _first_least(loss_BT)[:, None]
+    alone_BT = torch.zeros_like(alpha_BT).scatter(1, expert_B1, alpha_BT.gather(1, expert_B1))
+    return alone_BT, loss_BT.gather(1, expert_B1)[:, 0]
 
 
-def _single_sums(log_p_BV: Tensor, delta_BTV: Tensor, points: Points, step: float) -> tuple[Tensor, Tensor]:
-    """Return sum P exp(alpha d_t) and its derivatives by the experts' alphas, [B, N] and [B, N, T].
+def _first_least(loss: Tensor) -> Tensor:
+    """Return the place of the first least loss of the last axis; what rounding tells apart is equal."""
+    least = loss.amin(-1, keepdim=True)
+    return (loss <= least * (1 + ROUNDING) + ROUNDING**2).to(torch.uint8).argmax(-1)
+
+
+def _fits_powers(delta_BTV: Tensor, bounds: list[float]) -> bool:
+    """Whether exp(alpha d) of centred shifts is a float32 number at all alpha between 0 or more and the bounds."""
+    return min(bounds) >= 0 and bool(delta_BTV.amax() * max(bounds) <= LARGEST_EXPONENT)
+
+
+def _along_each(log_p_BV: Tensor, delta_BTV: Tensor, low_BT: Tensor, step_BT: Tensor, count: int) -> Tensor:
+    """Return the divergences along each expert alone at low, low + step, ..., [B, T, count, 2]; shifts are centred.
 
     exp(alpha d) at alpha = low + step (m i + j) is exp((low + step m i) d) exp(step j d): about 2 sqrt(n) vectors, and
     one matrix product that sums all their pairs, stand for n exponentials.
     """
-    rows, experts, _ = delta_BTV.shape
-    most = max(map(len, points))
-    width = math.isqrt(most - 1) + 1
-    near_m = step * torch.arange(width, device=log_p_BV.device)
-    far_m = step * width * torch.arange(-(-most // width), device=log_p_BV.device)
-    far_Tm1 = (log_p_BV.new_tensor([one[0] for one in points])[:, None] + far_m)[..., None]
-    right_BTmV = (near_m[:, None] * delta_BTV[:, :, None]).exp_()
-    left_BTmV = (log_p_BV[:, None, None] + far_Tm1 * delta_BTV[:, :, None]).exp_()
-    right_BTMV = torch.cat([right_BTmV, right_BTmV * delta_BTV[:, :, None]], dim=2)
-    sums = (left_BTmV @ right_BTMV.transpose(-1, -2)).unflatten(-1, (2, width))
-    total_BTn, moment_BTn = (sums[..., part, :].flatten(2) for part in (0, 1))
-    total_BN = torch.cat([total_BTn[:, t, : len(one)] for t, one in enumerate(points)], dim=1)
-    moment_BNT = total_BN.new_zeros(rows, total_BN.shape[1], experts)
-    start = 0
-    for t, one in enumerate(points):
-        moment_BNT[:, start : start + len(one), t] = moment_BTn[:, t, : len(one)]
-        start += len(one)
-    return total_BN, moment_BNT
+    width = math.isqrt(count - 1) + 1
+    near_m = torch.arange(width, device=log_p_BV.device)
+    near_BTm1 = (step_BT[..., None] * near_m)[..., None]
+    far_m = width * torch.arange(-(-count // width), device=log_p_BV.device)
+    far_BTm1 = (low_BT[..., None] + step_BT[..., None] * far_m)[..., None]
+
+    def sums(rows: slice, words: slice) -> Tensor:
+        delta_BT1V = delta_BTV[rows, :, None, words]
+        right_BTmV = (near_BTm1[rows] * delta_BT1V).exp_()
+        left_BTmV = (log_p_BV[rows, None, None, words] + far_BTm1[rows] * delta_BT1V).exp_()
+        return left_BTmV @ torch.cat([right_BTmV, right_BTmV * delta_BT1V], dim=2).transpose(-1, -2)
+
+    sum_BTmM = _piecewise(sums, log_p_BV, 5 * delta_BTV.shape[1] * (width + 1))
+    total_BTn, moment_BTn = (
+        sum_BTmM.unflatten(-1, (2, width))[..., part, :].flatten(2)[..., :count] for part in (0, 1)
+    )
+    alpha_BTn = low_BT[..., None] + step_BT[..., None] * torch.arange(count, device=log_p_BV.device)
+    log_sum_BTn = total_BTn.log()
+    return torch.stack([alpha_BTn * moment_BTn / total_BTn - log_sum_BTn, log_sum_BTn], dim=-1)
 
 
-def _joint_sums(log_p_BV: Tensor, delta_BTV: Tensor, points: Points, step: float) -> tuple[Tensor, Tensor]:
-    """Return the same of one or two experts together: P exp(alpha_1 d_1) times exp(alpha_2 d_2), all pairs at once."""
+def _joint_divergences(log_p_BV: Tensor, delta_BTV: Tensor, alpha_NT: Tensor, points: Points) -> Tensor:
+    """Return the divergences of all pairs of two experts' points (or of one's), [B, N, 2]; shifts are centred."""
     first_n1, *second = (log_p_BV.new_tensor(one)[:, None] for one in points)
-    left_BnV = (log_p_BV[:, None] + first_n1 * delta_BTV[:, :1]).exp_()
-    right_BnV = (second[0] * delta_BTV[:, 1:]).exp_() if second else torch.ones_like(log_p_BV)[:, None]
-    parts = [right_BnV, *(right_BnV * delta_BV[:, None] for delta_BV in delta_BTV.unbind(1))]
-    total, *moments = (left_BnV @ torch.cat(parts, dim=1).transpose(1, 2)).chunk(len(parts), dim=2)
-    return total.flatten(1), torch.stack([moment.flatten(1) for moment in moments], dim=-1)
+
+    def sums(rows: slice, words: slice) -> Tensor:
+        delta_BTV_ = delta_BTV[rows, :, words]
+        left_BnV = (log_p_BV[rows, None, words] + first_n1 * delta_BTV_[:, :1]).exp_()
+        right_BnV = (second[0] * delta_BTV_[:, 1:]).exp_() if second else torch.ones_like(delta_BTV_[:, :1])
+        parts = [right_BnV, *(right_BnV * delta_BV[:, None] for delta_BV in delta_BTV_.unbind(1))]
+        return left_BnV @ torch.cat(parts, dim=1).transpose(1, 2)
+
+    sum_BnM = _piecewise(sums, log_p_BV, 2 * (1 + len(points)) * max(map(len, points)))
+    total_BN, *moments = (part.flatten(1) for part in sum_BnM.chunk(1 + len(points), dim=2))
+    log_sum_BN = total_BN.log()
+    shift_BN = (alpha_NT * torch.stack(moments, dim=-1)).sum(-1) / total_BN
+    return torch.stack([shift_BN - log_sum_BN, log_sum_BN], dim=-1)
 
 
-def _bisected(log_p_BV: Tensor, delta_BTV: Tensor, target_BT2: Tensor, config: FusionConfig) -> tuple[Tensor, Tensor]:
-    """Return the best alpha of one active expert, [B, T], and its loss [B].
+def _piecewise(sums: Callable[[slice, slice], Tensor], log_p_BV: Tensor, vectors: int) -> Tensor:
+    """Return sums over the words, taken for some rows and some words at a time, which bounds the memory.
 
-    Both divergences grow with alpha, so the minimum along an expert lies between the alpha at which the first reaches
-    its mean target and the one at which the second does. These two are bisected; what is between is narrowed by
-    ever finer grids.
+    Args:
+        sums: rows and words -> their sums; those of different words add up.
+        log_p_BV: tells the sizes.
+        vectors: held at once by ``sums`` for each row.
     """
-    rows, experts = delta_BTV.shape[:2]
-    bounds = log_p_BV.new_tensor(config.ranges_of(experts))
-    low_BT2 = bounds[:, 0, None].expand(rows, experts, 2)
-    high_BT2 = bounds[:, 1, None].expand(rows, experts, 2)
-    mean_B12 = target_BT2.mean(1, keepdim=True)
-    for _ in range(BISECTIONS):
-        middle_BT2 = (low_BT2 + high_BT2) / 2
-        reached_BT22 = divergences(log_p_BV, delta_BTV, _along_each(middle_BT2)).view(rows, experts, 2, 2)
-        below_BT2 = reached_BT22.diagonal(dim1=2, dim2=3) < mean_B12
-        low_BT2, high_BT2 = torch.where(below_BT2, middle_BT2, low_BT2), torch.where(below_BT2, high_BT2, middle_BT2)
-    low_BT, high_BT = low_BT2.amin(-1), high_BT2.amax(-1)
-    share_K = torch.linspace(0, 1, REFINED_POINTS, device=log_p_BV.device)
-    for _ in range(REFINEMENTS):
-        point_BTK = low_BT[..., None] + (high_BT - low_BT)[..., None] * share_K
-        divergence_BN2 = divergences(log_p_BV, delta_BTV, _along_each(point_BTK))
-        loss_BTK = losses(divergence_BN2, target_BT2).view(point_BTK.shape)
-        best_BT1 = loss_BTK.argmin(-1, keepdim=True)
-        low_BT = point_BTK.gather(-1, (best_BT1 - 1).clamp(min=0))[..., 0]
-        high_BT = point_BTK.gather(-1, (best_BT1 + 1).clamp(max=REFINED_POINTS - 1))[..., 0]
-    best_BT = point_BTK.gather(-1, best_BT1)[..., 0]
-    loss_BT = loss_BTK.gather(-1, best_BT1)[..., 0]
-    expert_B1 = loss_BT.argmin(-1, keepdim=True)
-    alpha_BT = torch.zeros_like(best_BT).scatter(1, expert_B1, best_BT.gather(1, expert_B1))
-    return alpha_BT, loss_BT.gather(1, expert_B1)[:, 0]
+    rows, words = log_p_BV.shape
+    elements = CHUNK_ELEMENTS["cuda" if log_p_BV.is_cuda else "cpu"] // vectors
+    some_rows = max(1, elements // words)
+    some_words = max(LEAST_WORDS, elements // some_rows)
+    found = []
+    for row in range(0, rows, some_rows):
+        part = [sums(slice(row, row + some_rows), slice(v, v + some_words)) for v in range(0, words, some_words)]
+        found.append(torch.stack(part).sum(0) if len(part) > 1 else part[0])
+    return torch.cat(found)
 
 
-def _along_each(alpha_BTK: Tensor) -> Tensor:
+def _one_active(alpha_BTK: Tensor) -> Tensor:
     """Return candidates with one active expert, [B, T K, T], from K values of alpha for each."""
     rows, experts, count = alpha_BTK.shape
     one_TT = torch.eye(experts, device=alpha_BTK.device)
