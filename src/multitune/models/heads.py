@@ -297,7 +297,7 @@ def load_heads(encoder: Any, folder: Path) -> MultiTaskEncoder:
     try:
         check_safetensors(folder / WEIGHTS_FILE)
         described = json.loads((folder / HEADS_FILE).read_text(encoding="utf-8"))
-        heads = [_described_head(entry) for entry in described["heads"]]
+        heads = [described_head(entry) for entry in described["heads"]]
         freeze_pooler(encoder)
         model = MultiTaskEncoder(encoder, heads, pooling=described["pooling"], dropout=described["dropout"])
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file, torch.no_grad():
@@ -310,6 +310,7 @@ def load_heads(encoder: Any, folder: Path) -> MultiTaskEncoder:
     return model
 
 
-def _described_head(entry: Mapping[str, Any]) -> Head:
+def described_head(entry: Mapping[str, Any]) -> Head:
+    """Return the head of an entry of ``heads.json``."""
     scale = entry.get("scale")
     return Head(entry["task"], entry["kind"], tuple(entry["choices"]), tuple(scale) if scale else None)

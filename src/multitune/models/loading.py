@@ -30,6 +30,8 @@ __all__ = [
     "ModelFacts",
     "add_adapter",
     "base_of_adapter",
+    "describe",
+    "description_of",
     "load_backbone",
     "load_saved",
     "load_tokenizer",
@@ -114,7 +116,7 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
         MultituneError: the folder is no model, is damaged, or the base of its adapter cannot be found.
     """
     folder = checked_folder(Path(folder))
-    described = _description(folder)
+    described = description_of(folder)
     adapter = (folder / "adapter_config.json").is_file()
     config = base_of_adapter(folder) if adapter else ModelConfig(name=str(folder), form=described.get("form"))
     backbone = load_pretrained(config, device)
@@ -131,7 +133,7 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
 def rounds_of(config: ModelConfig) -> int:
     """Return how many trainings by this package made a model: 0 for one that it did not save."""
     folder = Path(config.name).expanduser()
-    return int(_description(folder).get("rounds", 0)) if folder.is_dir() else 0
+    return int(description_of(folder).get("rounds", 0)) if folder.is_dir() else 0
 
 
 def merged_model(backbone: Backbone) -> Any:
@@ -195,14 +197,18 @@ def _write(backbone: Backbone, folder: Path, merged: bool) -> None:
     backbone.tokenizer.save_pretrained(folder)
     if isinstance(backbone.model, MultiTaskEncoder):
         save_heads(backbone.model, folder)
-    base = backbone.config
+    describe(folder, backbone.form, backbone.config, backbone.rounds, backbone.tasks)
+
+
+def describe(folder: Path, form: str, base: ModelConfig, rounds: int, tasks: Sequence[Task]) -> None:
+    """Write beside a model what transformers and peft do not keep."""
     if base.name != "tiny" and Path(base.name).expanduser().is_dir():
         base = base.model_copy(update={"name": resolve(base)})  # loads from any working directory
     described = {
-        "form": backbone.form,
+        "form": form,
         "model": base.model_dump(mode="json"),
-        "rounds": backbone.rounds,
-        "tasks": [_without_data(task).model_dump(mode="json") for task in backbone.tasks],
+        "rounds": rounds,
+        "tasks": [_without_data(task).model_dump(mode="json") for task in tasks],
     }
     (folder / DESCRIPTION_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
@@ -212,7 +218,8 @@ def _without_data(task: Task) -> Task:
     return task.model_copy(update={"train": None, "validation": None, "test": None})
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def description_of(folder: Path) -> dict[str, Any]:
+    """Return what `describe` wrote; {} beside models of other programs."""
     file = folder / DESCRIPTION_FILE
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
@@ -223,7 +230,7 @@ def base_of_adapter(folder: Path) -> ModelConfig:
     Raises:
         MultituneError: the adapter does not say.
     """
-    if told := _description(folder):
+    if told := description_of(folder):
         return ModelConfig.model_validate(told["model"])
     described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = described.get("base_model_name_or_path")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from multitune.adaptation.methods import WITHOUT_ADAPTER
-from multitune.recipes.graph import TrainNode
+from multitune.recipes.graph import MergeNode, TrainNode
 from multitune.recipes.schema import Recipe
 
 ANSWERING = """```bash
@@ -63,6 +63,30 @@ def model_card(
         f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}",
         *_scores(rows),
         f"## Recipe\n\n```yaml\n{recipe_text}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def merge_card(
+    recipe: Recipe, node: MergeNode, folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the README of a merged model; arguments as for ``model_card``."""
+    metadata = {
+        "base_model": recipe.model.name,
+        "library_name": "transformers",
+        "tags": ["multitune", "merge", facts["method"]],
+    }
+    settings = node.step.model_dump(mode="json", exclude_defaults=True, exclude={"do"})
+    settings |= {f"chosen {key}": value for key, value in facts.get("chosen", {}).items()}
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {recipe.name}: {node.name}",
+        f"{len(facts['models'])} models tuned from `{recipe.model.name}`, merged by {facts['method']} with multitune "
+        f"in {facts['seconds']:.0f} seconds: {', '.join(facts['models'])}.",
+        "The licences of the base model, of the merged models and of their data apply; this card does not widen them.",
+        f"## Load\n\n```python\n{loading_code(folder, recipe.model.name, 'FOLDER')}\n```",
+        *_scores(rows),
+        f"## Merge\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from multitune.adaptation.methods import CACHED_PREFIX, WITHOUT_ADAPTER
 from multitune.decoding.fusion_config import check_fusion
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
-from multitune.models.config import ModelConfig
-from multitune.models.location import PACKAGE_PREFIX, resolve
+from multitune.models.location import resolve
 from multitune.objectives.balancing.config import GemConfig
 from multitune.recipes.graph import build
+from multitune.recipes.merge_checks import check_merge, is_model, made_models, outside_model
 from multitune.recipes.reading import Document, KeyPath
-from multitune.recipes.schema import BASE, FuseStep, Recipe, ScoreStep, TrainStep
+from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, ScoreStep, TrainStep
 from multitune.scoring.score import scored_split
 from multitune.tasks.metrics import metric
 from multitune.tasks.sources import source_files
@@ -41,6 +40,9 @@ def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]
     for name, step in recipe.steps.items():
         if isinstance(step, FuseStep):
             yield from _check_fuse(name, step, recipe, document)
+            continue
+        if isinstance(step, MergeStep):
+            yield from check_merge(name, step, recipe, document)
             continue
         yield from _check_model_of(name, step, recipe, document)
         if isinstance(step, TrainStep):
@@ -134,7 +136,7 @@ def _check_metric(name: str, task: Task, document: Document, key: KeyPath) -> It
 def _check_model_of(
     name: str, step: TrainStep | ScoreStep, recipe: Recipe, document: Document
 ) -> Iterator[MultituneError]:
-    models = _trained_models(recipe)
+    models = made_models(recipe)
     if isinstance(step, ScoreStep):
         models += [other for other, made in recipe.steps.items() if isinstance(made, FuseStep)]
     if step.model not in models:
@@ -143,14 +145,6 @@ def _check_model_of(
             document.where(("steps", name, "model")),
             f"Use one of: {', '.join(models)}.",
         )
-
-
-def _trained_models(recipe: Recipe) -> list[str]:
-    """Return the names of the recipe's own model and of those that its train steps leave."""
-    models = [BASE]
-    for name, step in recipe.train_steps():
-        models += [f"{name}.{task}" for task in recipe.training_tasks] if step.tasks == "each" else [name]
-    return models
 
 
 def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
@@ -163,7 +157,7 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
         )
     keys: list[KeyPath] = [("model",), *([("small",)] if step.small is not None else [])]
     keys += [("experts", place) for place in range(len(step.experts))]
-    known = _trained_models(recipe)
+    known = made_models(recipe)
     for place, source in enumerate(step.sources):
         where = document.where((*key, *keys[place]))
         if source in step.sources[:place]:
@@ -173,8 +167,8 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
                 "Give the large model, the small base and every expert once.",
             )
         elif source not in known:
-            outside = ModelConfig(name=str(beside) if (beside := document.path.parent / source).is_dir() else source)
-            if source.partition(".")[0] in recipe.steps or ("/" not in source and not _is_model(outside)):
+            outside = outside_model(source, document)
+            if source.partition(".")[0] in recipe.steps or ("/" not in source and not is_model(outside)):
                 yield MultituneError(
                     f"There is no model '{source}'.{nearest(source, known)}",
                     where,
@@ -186,11 +180,6 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
         check_fusion(step, len(step.experts))
     except MultituneError as error:
         yield MultituneError(error.what, document.where((*key, error.where.partition(":")[0])), error.mend)
-
-
-def _is_model(config: ModelConfig) -> bool:
-    """Whether a name without a slash is a model: a folder, the embedded one, or one of a package."""
-    return Path(config.name).is_dir() or config.name == "tiny" or config.name.startswith(PACKAGE_PREFIX)
 
 
 def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:

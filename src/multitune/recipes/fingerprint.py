@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multitune.models.config import ModelConfig
-from multitune.recipes.graph import FuseNode, ScoreNode, TrainNode
+from multitune.recipes.graph import FuseNode, MergeNode, ScoreNode, TrainNode
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
@@ -17,6 +17,7 @@ from multitune.tasks.task import Split, Task
 TRAIN_VERSION = 3
 SCORE_VERSION = 3
 FUSE_VERSION = 1
+MERGE_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
 _ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
@@ -85,6 +86,28 @@ def fuse_fingerprint(node: FuseNode, models: Mapping[str, str]) -> str:
     sources = [models.get(name) or location_fingerprint(ModelConfig(name=name)) for name in node.step.sources]
     settings = node.step.model_dump(mode="json", exclude={"model", "small", "experts"})
     return digest({"version": FUSE_VERSION, "step": settings, "sources": sources})
+
+
+def merge_fingerprint(node: MergeNode, recipe: Recipe, tasks: Sequence[Task], models: Mapping[str, str]) -> str:
+    """Digest a merge node: its settings, every model that it names, and the rows on which candidates are compared.
+
+    Args:
+        node: the node.
+        recipe: for the folder of the data.
+        tasks: whose validation rows choose among candidates, resolved; none without a search.
+        models: fingerprints of base and nodes, by name.
+    """
+    sources = {name: models.get(name) or location_fingerprint(ModelConfig(name=name)) for name in node.step.sources}
+    return digest(
+        {
+            "version": MERGE_VERSION,
+            "step": node.step.model_dump(mode="json", exclude_defaults=True),
+            "sources": sources,
+            "tasks": [task.model_dump(mode="json", exclude=_ONLY_TRAINED) for task in tasks],
+            "rows": [_rows(task, "validation", recipe.folder) for task in tasks],
+            "cut": [_fractions(task) for task in tasks],
+        }
+    )
 
 
 def _has_random_heads(recipe: Recipe) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multitune.errors import MultituneError
-from multitune.recipes.schema import BASE, FuseStep, Recipe, ScoreStep, Step, TrainStep
+from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, ScoreStep, Step, TrainStep
 from multitune.scoring.score import ScoreConfig
+from multitune.weights.config import MergedModel
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,19 @@ class FuseNode:
     reads: tuple[str, ...]
 
 
-Node = TrainNode | ScoreNode | FuseNode
+@dataclass(frozen=True)
+class MergeNode:
+    """Merges models; those of ``reads`` are base or nodes, the others lie elsewhere.
+
+    ``step`` names every model that is merged: a step with ``tasks: each`` stands for all of its models no more.
+    """
+
+    name: str
+    step: MergeStep
+    reads: tuple[str, ...]
+
+
+Node = TrainNode | ScoreNode | FuseNode | MergeNode
 
 
 def build(recipe: Recipe) -> list[Node]:
@@ -80,6 +93,15 @@ def build(recipe: Recipe) -> list[Node]:
         if isinstance(step, FuseStep):
             made = {BASE, *(node.name for node in nodes)}
             nodes.append(FuseNode(name, step, tuple(dict.fromkeys(one for one in step.sources if one in made))))
+            if recipe.score:
+                nodes.append(ScoreNode(f"{name}@score", name, tuple(recipe.tasks), recipe.score))
+            continue
+        if isinstance(step, MergeStep):
+            step = with_all_models(step, recipe)
+            made = {BASE, *(node.name for node in nodes)}
+            reads = tuple(one for one in step.sources if one in made)
+            nodes.append(MergeNode(name, step, reads))
+            rounds[name] = max((rounds.get(one, 0) for one in reads), default=0)
             if recipe.score:
                 nodes.append(ScoreNode(f"{name}@score", name, tuple(recipe.tasks), recipe.score))
             continue
@@ -113,7 +135,19 @@ def refuse_rows_longer_than(positions: int | None, node: TrainNode) -> None:
 
 def sources(step: Step) -> tuple[str, ...]:
     """Return the models that a step reads, as the recipe names them."""
-    return step.sources if isinstance(step, FuseStep) else (step.model,)
+    return step.sources if isinstance(step, FuseStep | MergeStep) else (step.model,)
+
+
+def with_all_models(step: MergeStep, recipe: Recipe) -> MergeStep:
+    """Return a merge step in which every step with ``tasks: each`` is replaced by its models, one per task."""
+    models: list[MergedModel] = []
+    for each in step.models:
+        made = recipe.steps.get(each.model)
+        names = [each.model]
+        if isinstance(made, TrainStep) and made.tasks == "each":
+            names = [f"{each.model}.{task}" for task in recipe.training_tasks]
+        models += [each.model_copy(update={"model": name}) for name in names]
+    return step.model_copy(update={"models": tuple(models)})
 
 
 def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list[TrainNode]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.recipes.checks import cross_checks
 from multitune.recipes.reading import Document, KeyPath, assign, override, read_yaml
-from multitune.recipes.schema import BASE, LATER, STEPS, FuseStep, Recipe, Step, json_schema
+from multitune.recipes.schema import BASE, LATER, STEPS, FuseStep, MergeStep, Recipe, Step, json_schema
 from multitune.recipes.sweep import Axis, Sweep, Value, Variant, points, read_axes, refuse_too_many
 
 
@@ -97,13 +97,25 @@ def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[
 
 def _beside(step: Step, recipe: Recipe, folder: Path) -> Step:
     """Return a step whose models' folders do not depend on where the program runs."""
-    if not isinstance(step, FuseStep):
-        return step
 
     def absolute(name: str) -> str:
         outside = name != BASE and name.partition(".")[0] not in recipe.steps
         return str(folder / name) if outside and (folder / name).is_dir() else name
 
+    if isinstance(step, MergeStep):
+        models = tuple(each.model_copy(update={"model": absolute(each.model)}) for each in step.models)
+        slices = tuple(
+            part.model_copy(
+                update={
+                    "sources": tuple(each.model_copy(update={"model": absolute(each.model)}) for each in part.sources)
+                }
+            )
+            for part in step.slices
+        )
+        base = absolute(step.base) if step.base is not None else None
+        return step.model_copy(update={"base": base, "models": models, "slices": slices})
+    if not isinstance(step, FuseStep):
+        return step
     found = {"model": absolute(step.model), "experts": tuple(map(absolute, step.experts))}
     return step.model_copy(update=found | ({"small": absolute(step.small)} if step.small is not None else {}))
 

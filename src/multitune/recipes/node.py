@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from multitune.errors import MultituneError
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.recipes import fingerprint
-from multitune.recipes.cards import model_card
+from multitune.recipes.cards import merge_card, model_card
 from multitune.recipes.fusing import is_fused, load_fused, score_fused, write_fusion_file
-from multitune.recipes.graph import FuseNode, Node, ScoreNode, TrainNode, refuse_rows_longer_than
+from multitune.recipes.graph import FuseNode, MergeNode, Node, ScoreNode, TrainNode, refuse_rows_longer_than
+from multitune.recipes.merge_search import searched_tasks
 from multitune.recipes.run_folder import disk_error, read_finished, remove, write_whole
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.task import Split, Task
@@ -113,6 +114,10 @@ def do(
         if is_main():
             facts = write_fusion_file(node, opened.recipe, place / "model", models)
             write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
+    elif isinstance(node, MergeNode):
+        if is_main():
+            facts = _merge(node, opened, place, models)
+            write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
     elif isinstance(node, TrainNode):
         facts = _train(node, opened, place, models[node.model])
         if is_main():
@@ -122,6 +127,21 @@ def do(
         rows = _score(node, opened, place, models[node.model], progress)
         if is_main():
             write_whole(place / "scores.json", json.dumps({"fingerprint": inputs, "rows": rows}) + "\n")
+
+
+# -- merge -------------------------------------------------------------------------------------------------------------
+
+
+def _merge(node: MergeNode, opened: Opened, place: Path, models: Mapping[str, Path | None]) -> dict[str, Any]:
+    from multitune.recipes.merging import merge_models
+
+    logger.info("%s: merging %d models by %s", node.name, len(node.step.sources) - 1, node.step.method)
+    try:
+        facts = merge_models(node, opened.recipe, opened.tasks(searched_tasks(node.step, opened.recipe)), place, models)
+    except OSError as error:
+        raise disk_error(error, place) from error
+    write_whole(place / "model" / "README.md", merge_card(opened.recipe, node, place / "model", facts, []))
+    return facts
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
@@ -230,7 +250,9 @@ def _is_whole(model: Path) -> bool:
 
 def with_heads(backbone: Backbone, tasks: list[Task]) -> list[Task]:
     """Keep the tasks for which an encoder has a head; it cannot answer others."""
-    heads = {head.task for head in backbone.model.heads}
+    from multitune.models.heads import MultiTaskEncoder
+
+    heads = {head.task for head in backbone.model.heads} if isinstance(backbone.model, MultiTaskEncoder) else set()
     if missing := [task.name for task in tasks if task.name not in heads]:
         logger.warning("the encoder has no head for %s: not scored", ", ".join(missing))
     return [task for task in tasks if task.name in heads]

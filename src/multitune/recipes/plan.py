@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from multitune.recipes.forecast import forecast_memory, forecast_seconds, passes_per_step
 from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
+from multitune.recipes.merge_plan import MergeNodePlan, plan_merges
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.overlap import overlap_warnings
 from multitune.tasks.task import Task
@@ -120,11 +121,12 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a recipe: one entry per train node, and a sample with its loss mask per task."""
+    """The plan of a recipe: one entry per train node, a sample with its loss mask per task, and one per merge."""
 
     recipe: str
     nodes: list[NodePlan]
     samples: dict[str, list[tuple[str, bool]]]
+    merges: list[MergeNodePlan] = field(default_factory=list)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -134,7 +136,7 @@ def plan(recipe: Recipe) -> Plan:
         MultituneError: rows that are refused, an empty task, a model that cannot be found.
     """
     trained = [(node.name, node, recipe) for node in build(recipe) if isinstance(node, TrainNode)]
-    return Plan(recipe.name, *plan_nodes(trained))
+    return Plan(recipe.name, *plan_nodes(trained), plan_merges(recipe))
 
 
 def plan_nodes(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from multitune.recipes.cards import model_card
-from multitune.recipes.graph import ScoreNode, TrainNode, build
+from multitune.recipes.cards import merge_card, model_card
+from multitune.recipes.graph import MergeNode, ScoreNode, TrainNode, build
+from multitune.recipes.merge_search import SEARCH_FILE
 from multitune.recipes.run_folder import RunFolder, write_whole
 from multitune.recipes.sweep import Variant
 from multitune.recipes.sweep_folder import link_results
@@ -45,6 +46,7 @@ class Results:
         self.swept = swept
         self.finished: set[str] = set()
         self._measured: dict[str, list[dict[str, Any]]] = {}
+        self._candidates: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
     def show(self, works: Sequence[Work], *, new: bool) -> None:
         """Take in finished nodes.
@@ -60,10 +62,15 @@ class Results:
             self._measured[work.key] = json.loads(written)["rows"]
             if new and self._tells_the_card(work):
                 self._write_card(work)
+        merged = [work for work in works if isinstance(work.node, MergeNode)]
+        searched = [work for work in merged if (work.place / SEARCH_FILE).is_file()]
+        for work in searched:
+            told = json.loads((work.place / SEARCH_FILE).read_text(encoding="utf-8"))
+            self._candidates[work.key] = {one["name"]: one["rows"] for one in told["candidates"]}
         if self.swept:
             self._link(works)
-        if scored:
-            self._write_scoreboards({index for work in scored for index in work.variants})
+        if scored or searched:
+            self._write_scoreboards({index for work in (*scored, *searched) for index in work.variants})
 
     # -- model cards ---------------------------------------------------------------------------------------------------
 
@@ -84,8 +91,12 @@ class Results:
         model = work.models[work.node.model]
         assert model is not None
         facts = json.loads((model.parent / "artifact.json").read_text(encoding="utf-8"))
-        trained = next(node for node in build(recipe) if isinstance(node, TrainNode) and node.name == work.node.model)
-        card = model_card(recipe, trained, model, facts, self._measured[work.key])
+        made = next(node for node in build(recipe) if node.name == work.node.model)
+        if isinstance(made, MergeNode):
+            card = merge_card(recipe, made, model, facts, self._measured[work.key])
+        else:
+            assert isinstance(made, TrainNode)
+            card = model_card(recipe, made, model, facts, self._measured[work.key])
         write_whole(model / "README.md", card)
 
     # -- run folders of variants ---------------------------------------------------------------------------------------
@@ -133,4 +144,10 @@ class Results:
         for _, node, measured in sorted(scored, key=lambda one: one[0]):
             step = node.name.removesuffix("@score")
             rows += score_rows(measured, run=recipe.name, step=step, model=node.model, seed=recipe.seed)
+        for work in self.works:
+            for step in (node.name for i, node in work.users if i == index and work.key in self._candidates):
+                for name, measured in self._candidates[work.key].items():
+                    rows += score_rows(
+                        measured, run=recipe.name, step=f"{step}@{name}", model=f"{step}@{name}", seed=recipe.seed
+                    )
         return rows

@@ -15,6 +15,7 @@ from multitune.models.config import ModelConfig
 from multitune.scoring.score import ScoreConfig
 from multitune.tasks.task import Task
 from multitune.training.config import TrainingConfig
+from multitune.weights.config import MergeConfig
 
 BASE = "base"
 """How steps name the recipe's own model."""
@@ -62,8 +63,38 @@ class FuseStep(FusionConfig):
         return (self.model, *((self.small,) if self.small is not None else ()), *self.experts)
 
 
-STEPS: dict[str, type[BaseModel]] = {"train": TrainStep, "score": ScoreStep, "fuse": FuseStep}
-LATER = ("select", "synthesize", "merge")
+class MergeSearch(BaseModel):
+    """Candidates of a merge, compared on validation rows alone; the best by the mean over tasks is the step's model.
+
+    Attributes:
+        over: values by what they are values of: ``method``, ``lines.alpha``, ``lines.beta``, or a parameter of the
+            method. Every combination is a candidate.
+        rows: at most so many validation rows per task.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    over: dict[str, Annotated[tuple[float | str, ...], Field(min_length=1)]] = Field(min_length=1)
+    rows: int | None = Field(None, ge=1)
+
+
+class MergeStep(MergeConfig):
+    """Merges models of one base into one (see `multitune.weights`); an encoder keeps the heads of all of them."""
+
+    do: Literal["merge"]
+    base: str | None = Field(BASE, description="what all models were tuned from: base, a step's name, or a folder")
+    search: MergeSearch | None = Field(None, description="values that are tried, on validation rows alone")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The base and the models, as the recipe names them."""
+        models = [each.model for each in self.models]
+        models += [each.model for part in self.slices for each in part.sources]
+        return tuple(dict.fromkeys([*([self.base] if self.base is not None else []), *models]))
+
+
+STEPS: dict[str, type[BaseModel]] = {"train": TrainStep, "score": ScoreStep, "fuse": FuseStep, "merge": MergeStep}
+LATER = ("select", "synthesize")
 """Steps that the design names and this version does not have."""
 
 
@@ -74,7 +105,10 @@ def _kind_of_step(value: Any) -> str | None:
 
 
 Step = Annotated[
-    Annotated[TrainStep, Tag("train")] | Annotated[ScoreStep, Tag("score")] | Annotated[FuseStep, Tag("fuse")],
+    Annotated[TrainStep, Tag("train")]
+    | Annotated[ScoreStep, Tag("score")]
+    | Annotated[FuseStep, Tag("fuse")]
+    | Annotated[MergeStep, Tag("merge")],
     Discriminator(
         _kind_of_step,
         custom_error_type="unknown_step",
@@ -155,7 +189,7 @@ def json_schema() -> dict[str, Any]:
 
 def _allow_shorthand(schema: dict[str, Any]) -> None:
     """Say in the schema that a plain string stands for a model's name, a source's path, a method; and for a suite."""
-    for name in ("ModelConfig", "Source", "AdaptationConfig"):
+    for name in ("ModelConfig", "Source", "AdaptationConfig", "MergedModel"):
         schema["$defs"][name] = {"anyOf": [{"type": "string"}, schema["$defs"][name]]}
     schema["properties"]["tasks"] = {"anyOf": [{"type": "string"}, schema["properties"]["tasks"]]}
     texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multitune.recipes import fingerprint
-from multitune.recipes.graph import FuseNode, Node, ScoreNode, TrainNode, build
+from multitune.recipes.graph import FuseNode, MergeNode, Node, ScoreNode, TrainNode, build
+from multitune.recipes.merge_search import searched_tasks
 from multitune.recipes.node import Opened, scored_splits
 from multitune.recipes.run_folder import RunFolder
 from multitune.recipes.schema import BASE
@@ -129,5 +130,8 @@ def _fingerprint(node: Node, opened: Opened, models: Mapping[str, str]) -> str:
         return fingerprint.train_fingerprint(node, opened.recipe, models[node.model])
     if isinstance(node, FuseNode):
         return fingerprint.fuse_fingerprint(node, models)
+    if isinstance(node, MergeNode):
+        searched = opened.tasks(searched_tasks(node.step, opened.recipe))
+        return fingerprint.merge_fingerprint(node, opened.recipe, searched, models)
     tasks, splits = opened.tasks(node.tasks), scored_splits(node, opened.recipe)
     return fingerprint.score_fingerprint(node, opened.recipe, tasks, models[node.model], splits)

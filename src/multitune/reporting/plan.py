@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from multitune.recipes.merge_plan import MergeNodePlan
     from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
     from multitune.recipes.sweep_plan import SweepPlan
 
@@ -40,6 +41,10 @@ def show_plan(plan: Plan, console: Console) -> None:
         for node in nodes:
             for warning in node.warnings:
                 console.print(f"  [yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+    for merge in plan.merges:
+        console.print()
+        for line in _merge_lines(merge):
+            console.print(line, highlight=False)
     console.print(f"\n[dim]{LEGEND}[/dim]", highlight=False)
     console.print("\n[bold]One example per task[/bold], [reverse]what carries loss[/reverse] marked", highlight=False)
     for task, tokens in plan.samples.items():
@@ -91,6 +96,16 @@ def _heading(name: str, nodes: Sequence[NodePlan]) -> Iterator[str]:
     yield f"  optimiser steps       {sum(node.steps for node in nodes):,}, pack fill {_span(fills)}"
     memory, seconds = max(node.memory_bytes for node in nodes), sum(node.seconds for node in nodes)
     yield f"  forecast              {memory / 2**30:.2f} GiB of memory, about {duration(seconds)} on this machine"
+
+
+def _merge_lines(merge: MergeNodePlan) -> Iterator[str]:
+    from rich.markup import escape
+
+    yield f"[bold]{escape(merge.name)}[/bold]: merges {merge.models} models by {merge.method}"
+    if merge.candidates:
+        yield f"  candidates            {merge.candidates}, compared on validation rows"
+    read, written = merge.bytes_to_read / 1e9, merge.bytes_to_write / 1e9
+    yield f"  forecast              reads at most {read:.2f} GB, writes {written:.2f} GB, about {duration(merge.seconds)}"
 
 
 def _trainable(node: NodePlan) -> str:

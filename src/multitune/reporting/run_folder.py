@@ -12,6 +12,9 @@ from multitune.errors import MultituneError
 from multitune.scoring import predictions
 from multitune.scoring.predictions import Prediction
 
+CANDIDATE = "@"
+"""In the step of a scoreboard row: between a merge step and the candidate of it that was scored."""
+
 BASE = "base"  # the node that scores the model before any training
 
 
@@ -26,6 +29,7 @@ class Run:
         scores: the scoreboard's rows.
         logs: per train node, the lines of its log; nodes in the order of the recipe's steps.
         artifacts: per finished node, its artifact.json.
+        searches: per merge node that compared candidates, its search.json; their rows are not among ``scores``.
         evaluations: per train node that evaluated validation rows, the lines of validation.jsonl.
     """
 
@@ -37,6 +41,7 @@ class Run:
     logs: Mapping[str, list[dict[str, Any]]]
     artifacts: Mapping[str, Mapping[str, Any]]
     evaluations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,7 +112,8 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         recipe_text=text,
         facts=read_json(folder / "run.json"),
-        scores=Scoreboard.load(board).rows,
+        scores=[row for row in Scoreboard.load(board).rows if CANDIDATE not in row["step"]],
+        searches={node: found for node in nodes if (found := read_json(steps / node / "search.json"))},
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},
         evaluations={node: lines for node in nodes if (lines := read_json_lines(steps / node / "validation.jsonl"))},
         artifacts={node: facts for node in nodes if (facts := read_json(steps / node / "artifact.json"))},

@@ -85,12 +85,11 @@ def plan_of(arrangement: Arrangement) -> MergePlan:
     entries = sum(prod(job.shape) for job in jobs if job.merged)
     passes = int(config.lines is not None and config.lines.alpha == "norm")
     passes += any(job.parameters.get("granularity") == "global" for job in jobs[:1])
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    work = NANOSECONDS[config.method] * 1e-9 * entries * models * (1 + passes)
+    threads = _threads()
     return MergePlan(
         sum(each.bytes for each in arrangement.inputs),
         sum(BYTES[job.dtype] * prod(job.shape) for job in jobs),
-        START_SECONDS + work / threads,
+        forecast_seconds(config.method, entries, models, passes),
         START_BYTES + threads * (models + 2) * BUFFERED * 4,
         len(jobs),
         sum(job.merged for job in jobs),
@@ -98,3 +97,19 @@ def plan_of(arrangement: Arrangement) -> MergePlan:
         {job.name: job.parameters for job in jobs if job.merged},
         passes,
     )
+
+
+def forecast_seconds(method: str, entries: int, models: int, passes: int = 0) -> float:
+    """Return a merge's time by the clock, with all cores free and the inputs in memory.
+
+    Args:
+        method: name.
+        entries: of the result.
+        models: that are merged.
+        passes: over the inputs before the result is written.
+    """
+    return START_SECONDS + NANOSECONDS[method] * 1e-9 * entries * models * (1 + passes) / _threads()
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
