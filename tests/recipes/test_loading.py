@@ -50,7 +50,7 @@ def test_without_steps_there_is_one_train_step(recipe, write):
         (lambda r: r["steps"]["joint"]["adapt"].update(lora_alfa=1), "Did you mean 'lora_alpha'", "adapt"),
         (lambda r: r["steps"]["joint"].update(adapt="prompt_tunin"), "Did you mean 'prompt_tuning'", "adapt"),
         (lambda r: r["steps"]["joint"].update(mixture={"policy": "equals"}), "Did you mean 'equal'", "mixture"),
-        (lambda r: r["steps"]["joint"].update(do="merge"), "not in this version", "steps.joint"),
+        (lambda r: r["steps"]["joint"].update(do="select"), "not in this version", "steps.joint"),
         (lambda r: r["steps"]["joint"].update(do="trian"), "Did you mean 'train'", "steps.joint"),
         (lambda r: r["steps"]["joint"].update(model="bse"), "no model 'bse'. Did you mean 'base'", "steps.joint.model"),
         (

@@ -13,6 +13,7 @@ from multitune.cli import (
     check,
     init,
     launch_config,
+    merge,
     predict,
     quickstart,
     report,
@@ -39,6 +40,7 @@ app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
+app.command("merge")(merge.merge)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

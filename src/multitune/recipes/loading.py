@@ -15,6 +15,7 @@ from multitune.recipes.checks import cross_checks
 from multitune.recipes.reading import Document, KeyPath, assign, override, read_yaml
 from multitune.recipes.schema import BASE, LATER, STEPS, FuseStep, MergeStep, Recipe, Step, json_schema
 from multitune.recipes.sweep import Axis, Sweep, Value, Variant, points, read_axes, refuse_too_many
+from multitune.weights.renaming import renamed
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -103,17 +104,7 @@ def _beside(step: Step, recipe: Recipe, folder: Path) -> Step:
         return str(folder / name) if outside and (folder / name).is_dir() else name
 
     if isinstance(step, MergeStep):
-        models = tuple(each.model_copy(update={"model": absolute(each.model)}) for each in step.models)
-        slices = tuple(
-            part.model_copy(
-                update={
-                    "sources": tuple(each.model_copy(update={"model": absolute(each.model)}) for each in part.sources)
-                }
-            )
-            for part in step.slices
-        )
-        base = absolute(step.base) if step.base is not None else None
-        return step.model_copy(update={"base": base, "models": models, "slices": slices})
+        return renamed(step, absolute)
     if not isinstance(step, FuseStep):
         return step
     found = {"model": absolute(step.model), "experts": tuple(map(absolute, step.experts))}
@@ -181,15 +172,18 @@ def _include_suite(document: Document) -> None:
 # -- the schema's errors, in the reader's words ----------------------------------------------------------------------
 
 
-def schema_errors(error: ValidationError, document: Document, below: KeyPath = ()) -> MultituneErrors:
+def schema_errors(
+    error: ValidationError, document: Document, below: KeyPath = (), schema: dict[str, Any] | None = None
+) -> MultituneErrors:
     """Translate what pydantic found into our words, with file, line and nearest keys.
 
     Args:
         error: as raised when (a part of) the document was validated.
         document: the file.
         below: key path of the validated part.
+        schema: of the document; None: that of a recipe.
     """
-    schema = json_schema()
+    schema = schema or json_schema()
     details = [{**detail, "loc": (*below, *detail["loc"])} for detail in error.errors()]
     errors = [_translate(detail, document, schema) for detail in details]
     unique = {(e.what, e.where): e for e in errors}  # branches of a union repeat themselves

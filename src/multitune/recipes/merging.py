@@ -15,6 +15,7 @@ from multitune.recipes.merge_search import SEARCH_FILE, Tried, best_of, candidat
 from multitune.recipes.run_folder import remove, write_whole
 from multitune.recipes.schema import BASE, MergeStep, Recipe
 from multitune.weights.config import MergeConfig
+from multitune.weights.renaming import renamed
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
@@ -49,7 +50,7 @@ def merge_models(
         tried = _searched(step, config, recipe, tasks, place)
         best = best_of(tried)
         logger.info("%s: the best of %d candidates on validation rows: %s", node.name, len(tried), best.candidate.name)
-        write_whole(place / SEARCH_FILE, json.dumps(_told(tried, best), indent=2) + "\n")
+        write_whole(place / SEARCH_FILE, json.dumps(told_search(tried, best), indent=2) + "\n")
         config = best.candidate.config
         facts["chosen"] = dict(best.candidate.values)
     remove(place / "model")
@@ -77,20 +78,7 @@ def located(step: MergeStep, recipe: Recipe, models: Mapping[str, Path | None]) 
             return str(saved)
         return str(local_folder(recipe.model if name == BASE else ModelConfig(name=name)))
 
-    told = step.model_dump(include=set(MergeConfig.model_fields), exclude={"base", "models", "slices"})
-    return MergeConfig(
-        **told,
-        base=folder_of(step.base) if step.base is not None else None,
-        models=tuple(each.model_copy(update={"model": folder_of(each.model)}) for each in step.models),
-        slices=tuple(
-            part.model_copy(
-                update={
-                    "sources": tuple(each.model_copy(update={"model": folder_of(each.model)}) for each in part.sources)
-                }
-            )
-            for part in step.slices
-        ),
-    )
+    return renamed(MergeConfig(**step.model_dump(include=set(MergeConfig.model_fields))), folder_of)
 
 
 def local_folder(model: ModelConfig) -> Path:
@@ -199,7 +187,8 @@ def search_merges(
     return search(Path(config.base) if config.base else None, found, make, load_saved, evaluate, place)
 
 
-def _told(tried: list[Tried], best: Tried) -> dict[str, Any]:
+def told_search(tried: list[Tried], best: Tried) -> dict[str, Any]:
+    """Return what is kept of a search: every candidate with its scores, and which was the best."""
     return {
         "best": best.candidate.name,
         "candidates": [

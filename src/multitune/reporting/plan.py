@@ -105,7 +105,8 @@ def _merge_lines(merge: MergeNodePlan) -> Iterator[str]:
     if merge.candidates:
         yield f"  candidates            {merge.candidates}, compared on validation rows"
     read, written = merge.bytes_to_read / 1e9, merge.bytes_to_write / 1e9
-    yield f"  forecast              reads at most {read:.2f} GB, writes {written:.2f} GB, about {duration(merge.seconds)}"
+    time = duration(merge.seconds)
+    yield f"  forecast              reads at most {read:.2f} GB, writes {written:.2f} GB, about {time}"
 
 
 def _trainable(node: NodePlan) -> str:

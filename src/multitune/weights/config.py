@@ -85,6 +85,7 @@ class MergeConfig(BaseModel):
         vocabulary: when the models' vocabularies differ: ``refuse``; rows of the ``base`` tokenizer's tokens, matched
             by token; or the ``union`` of all tokens.
         compat: where libraries differ from a method's authors (trimming, sign election, rescaling), whom to follow.
+        chat_template: text (Jinja) that goes beside the tokenizer; None: as in the base.
         seed: of random masks, which depend on it, the task, the tensor and the element alone.
     """
 
@@ -99,4 +100,5 @@ class MergeConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     vocabulary: Literal["refuse", "base", "union"] = "refuse"
     compat: Literal["authors", "mergekit"] = "authors"
+    chat_template: str | None = None
     seed: int = Field(0, ge=0)

@@ -311,6 +311,8 @@ def _companions(arrangement: Arrangement, folder: Path) -> None:
     for name in COMPANIONS:
         if (leader.folder / name).is_file():
             shutil.copyfile(leader.folder / name, folder / name)
+    if arrangement.config.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(arrangement.config.chat_template, encoding="utf-8")
     if arrangement.added_tokens:
         text = extended_tokenizer(leader.folder, arrangement.added_tokens)
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
