@@ -161,10 +161,14 @@ class Checkpoint:
 
     @cached_property
     def replaced(self) -> dict[str, str]:
-        """Tensors that an adapter brings whole (modules_to_save, biases): name in the base -> name in the adapter."""
+        """Tensors that an adapter brings whole (modules_to_save, biases): name in the base -> name in the adapter.
+
+        Where an embedding has factors, peft saves the embedding itself besides (``base_layer``): that is the base's.
+        """
         if self.adapter is None:
             return {}
-        return {name.removeprefix(ADAPTER_PREFIX): name for name in self.entries if ".lora_" not in name}
+        whole = [name for name in self.entries if ".lora_" not in name and ".base_layer." not in name]
+        return {name.removeprefix(ADAPTER_PREFIX): name for name in whole}
 
     def factored(self, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Return an adapter's delta of one weight as (B, A, scale) in float32; the delta is scale * B @ A.
