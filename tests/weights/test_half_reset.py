@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
 
 from multitune.adaptation.half_config import HalfConfig
 from multitune.errors import MultituneError
 from multitune.weights.config import MergeConfig
 from multitune.weights.half_reset import half_reset
 from multitune.weights.merging import merge
+from multitune.weights.parameters import check
 from tests.small_llama import small_llama
 from tests.weights.folders import read, write
 
@@ -20,9 +23,9 @@ from tests.weights.folders import read, write
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """A base and a tuned model of four layers, in two shards; no element of a tensor is the same."""
-    base = small_llama(20, num_hidden_layers=4).state_dict()
+    model = small_llama(20, num_hidden_layers=4)
+    base, config = model.state_dict(), model.config.to_dict()
     tuned = {name: tensor + 0.1 + torch.rand_like(tensor) / 3 for name, tensor in base.items()}
-    config = {"model_type": "llama", "tie_word_embeddings": False}
     return write(tmp_path / "base", base, config, 2), write(tmp_path / "tuned", tuned, config, 2)
 
 
@@ -74,9 +77,27 @@ def test_parameters_that_differ_from_tensor_to_tensor_are_refused(pair, tmp_path
         reset(pair, tmp_path / "out", fraction=(0.2, 0.8))
 
 
-def test_a_base_and_one_model_are_needed(pair) -> None:
-    from multitune.weights.parameters import check
+def test_slices_are_refused(pair) -> None:
+    source = {"model": str(pair[1]), "layers": (0, 2)}
+    with pytest.raises(MultituneError, match="draws over a whole model"):
+        check(MergeConfig(method="half_reset", base=str(pair[0]), slices=[{"sources": [source]}]))
 
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
+def test_an_adapter_is_reset_to_its_base(pair, tmp_path) -> None:
+    """The delta of a LoRA adapter counts where the draw keeps it, and nowhere else."""
+    base = LlamaForCausalLM.from_pretrained(pair[0])
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    result = reset((pair[0], tmp_path / "adapter"), tmp_path / "out")
+    old, tuned = read(pair[0]), adapted.merge_and_unload().state_dict()
+    changed = {name for name, tensor in result.items() if not torch.equal(tensor, old[name])}
+    assert all(torch.allclose(result[name], tuned[name], atol=1e-6) for name in changed)
+    assert len([name for name in changed if "self_attn" in name]) == 8
+
+
+def test_a_base_and_one_model_are_needed(pair) -> None:
     with pytest.raises(MultituneError, match="needs the base model"):
         check(MergeConfig(method="half_reset", models=[str(pair[1])]))
     with pytest.raises(MultituneError, match=r"merges 1 model\(s\)"):

@@ -164,6 +164,12 @@ def _about_models(config: MergeConfig) -> Iterable[MultituneError]:
             "List the models to merge, or the slices to stack.",
         )
         return
+    if method in CHOOSES and config.slices:
+        yield MultituneError(
+            f"The method '{method}' draws over a whole model, and slices are parts.",
+            "slices",
+            "Reset the model first, and stack layers of the result.",
+        )
     if method not in WITHOUT_BASE and config.base is None:
         yield MultituneError(
             f"The method '{method}' works on task vectors and needs the base model.",
