@@ -32,7 +32,8 @@ def result(tmp_path_factory):
         for arm in scale.arms
     )
     account = replace(system.account, scales={"small": replace(scale, arms=arms)})
-    quick = {"few-shot": atlas_runs.SETTINGS["few-shot"].model_copy(update={"epochs": 1})}
+    names = ("few-shot", "test-time", "negation")
+    quick = {name: atlas_runs.SETTINGS[name].model_copy(update={"epochs": 1}) for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task_vector_testbed, "PRETRAINING_STEPS", 300)
         patch.setattr(atlas_runs, "SETTINGS", atlas_runs.SETTINGS | quick)
@@ -44,7 +45,10 @@ def test_the_whole_reproduction_in_miniature(result):
     assert [claim["key"] for claim in result["claims"]] == ["1", "2", "3a", "3b"]
     arms = {arm["name"]: arm["metrics"] for arm in result["arms"]}
     for name, metrics in arms.items():
-        group = "few-shot" if name.startswith("few") else "accuracy"
+        if name.startswith("negation"):
+            assert set(metrics) == {"negation/target", "negation/control"}
+            continue
+        group = {"few": "few-shot", "test": "test-time"}.get(name.partition("-")[0], "accuracy")
         by_task = [metrics[f"{group}/task{number}"][0] for number in (1, 2)]
         assert metrics[f"{group}/mean"][0] == pytest.approx(sum(by_task) / 2, abs=1e-6)
         assert all(0.1 < value < 1 for value in by_task)

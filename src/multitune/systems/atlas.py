@@ -18,7 +18,8 @@ def run_small(settings: Mapping[str, Any], seed: int, folder: Path) -> Metrics:
 
     Returns:
         ``accuracy/<task>`` and ``accuracy/mean``, or ``few-shot/...`` for the arms that adapt to each task from the
-        vectors of the others; ``disentanglement/error`` of arms that compose.
+        vectors of the others, or ``test-time/...`` where they have no labels; ``negation/target`` and
+        ``negation/control``; ``disentanglement/error`` of arms that compose all vectors.
     """
     from multitune.systems.atlas_runs import measure
 
@@ -53,6 +54,12 @@ ARMS = (
     _few("few-blockwise", "the same, of one vector per tensor, chosen by gradient", "blockwise"),
     _few("few-whole", "the same, of one vector, chosen by gradient", "whole"),
     _few("few-random", "the same, of one vector, mean over all choices", "random"),
+    _arm("test-entropy", "each task from four vectors and unlabelled test rows, SAR", "test-time", objective="entropy"),
+    _arm("test-simclr", "the same by SimCLR", "test-time", objective="simclr"),
+    _arm("test-ufm", "the same by unsupervised FixMatch, exponent 0.5", "test-time", objective="ufm", exponent=0.5),
+    _arm("test-ufm-sharp", "the same, exponent 2", "test-time", objective="ufm", exponent=2.0),
+    _arm("negation-scalar", "each task unlearned by one searched coefficient of its vector", "negation", by="all"),
+    _arm("negation-atlas", "each task unlearned by a learned coefficient per tensor", "negation", by="tensor"),
 )
 
 
@@ -134,8 +141,9 @@ SYSTEM = System(
             "In few-shot learning the epoch is chosen on the labelled rows that the 16 per class leave over: the "
             "authors' code chooses on the test set.",
             "A random vector is not drawn but averaged over all that could be.",
-            "Negation, test-time adaptation, scaling with partitions and LoRA vectors are tested as functions, not "
-            "measured here. Of the hybrids with other few-shot learners none is measured.",
+            "Unlabelled views are the inputs with noise. Negation and test-time adaptation are shown, and no claim is "
+            "made of them; scaling with partitions, LoRA vectors and the hybrids with other few-shot learners are "
+            "tested as functions, not measured here.",
         ),
         found=(
             "Coefficients per vector and tensor are ahead of both baselines in every seed. The margin that claims 1 "
@@ -172,6 +180,9 @@ learned.fold_into(model)
                 (
                     "accuracy is the share of 1000 test rows per task that the one composed model labels right.",
                     "few-shot is the same for a model of its own per task, composed of the other tasks' vectors.",
+                    "test-time is the same again, adapted to the test rows themselves without their labels.",
+                    "negation is the accuracy on the task that is unlearned (target, lower is better) and on the four "
+                    "others (control), under their frozen heads, mean over the five turns.",
                     "disentanglement is the share of a task's test rows whose label changes when another task's "
                     "vector, with its coefficients, is added to its own; mean over all pairs.",
                 ),

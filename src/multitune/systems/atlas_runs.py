@@ -29,7 +29,10 @@ from multitune.weights.learned.tasks import (
     accuracy_on,
     entropy_task,
     labelled_task,
+    negation_score,
     normalised_accuracy,
+    simclr_task,
+    ufm_task,
 )
 from multitune.weights.learned.vectors import dense_vector
 
@@ -97,13 +100,10 @@ def learned(bed: Bed, settings: Settings, seed: int) -> Metrics:
 def adamerged(bed: Bed, settings: Settings, seed: int) -> Metrics:
     """AdaMerging per tensor: entropy on the same rows, without their labels; 16 rows per task and step."""
 
-    def plain(inputs: Tensor, drawn: Tensor, view: View, generator: torch.Generator) -> Tensor:
-        return inputs[drawn]
-
     tasks = [
         entropy_task(
             task.name,
-            Unlabelled(len(task.learn.inputs), partial(plain, task.learn.inputs)),
+            Unlabelled(len(task.learn.inputs), partial(_view, task.learn.inputs)),
             task.logits,
             margin=None,
             batch_size=16,
@@ -148,6 +148,83 @@ def few_shot(bed: Bed, settings: Settings, seed: int) -> Metrics:
     return _by_task("few-shot", found)
 
 
+def test_time(bed: Bed, settings: Settings, seed: int) -> Metrics:
+    """Every task in turn from the other tasks' vectors and its test rows without their labels, as published.
+
+    Views add normal noise to the inputs, whose own deviation is 1: 0.1 for a weak view, 0.5 for a strong one.
+    """
+    found = []
+    for number, task in enumerate(bed.tasks):
+        others = [vector for other, vector in enumerate(_vectors(bed)) if other != number]
+        rows = Unlabelled(len(task.test.inputs), partial(_view, task.test.inputs))
+        own = seed * 100 + number
+        config = SETTINGS["test-time"]
+        objective = settings["objective"]
+        if objective == "entropy":
+            asked = entropy_task(task.name, rows, task.logits, batch_size=BATCH, seed=own)
+            config = config.model_copy(update={"sharpness_radius": 0.05})
+        elif objective == "simclr":
+            asked = simclr_task(task.name, rows, batch_size=BATCH, seed=own)
+        else:
+            asked = ufm_task(
+                task.name,
+                rows,
+                task.logits,
+                epochs=config.epochs,
+                exponent=settings["exponent"],
+                batch_size=BATCH,
+                seed=own,
+            )
+        kept = learn_coefficients(bed.base, others, [asked], config)
+        found.append(accuracy(bed.base, dict(kept.tensors()), task))
+    return _by_task("test-time", found)
+
+
+# -- one skill less ----------------------------------------------------------------------------------------------------
+
+
+def negation(bed: Bed, settings: Settings, seed: int) -> Metrics:
+    """Every task in turn unlearned by its own vector, the others as the control; test accuracies, means over turns.
+
+    Coefficients are learned, or one searched on a grid down to -1.5; either is kept by accuracy on the few rows: the
+    lowest of the target at which the control holds 95 %.
+    """
+    targets, controls = [], []
+    for number, task in enumerate(bed.tasks):
+        others = [other for other in bed.tasks if other is not task]
+        control = _mean_accuracy(others)
+        score = negation_score(accuracy_on(_labelled(task.learn), task.logits), control)
+        by = settings["by"]
+        composition = composed(bed.base, [_vectors(bed)[number]], by)
+        if by == "all":
+            tried = [(-value, score(_composed_encoder(bed, composition, -value))) for value in GRID]
+            kept = Learned(composition.start(max(tried, key=lambda one: one[1])[0]), composition, 0)
+        else:
+            share = BATCH // 2 // len(others)
+            asked = [
+                labelled_task(task.name, _labelled(task.learn), task.logits, batch_size=64, weight=-1.0, seed=seed),
+                *(
+                    labelled_task(one.name, _labelled(one.learn), one.logits, batch_size=share, weight=1 / len(others))
+                    for one in others
+                ),
+            ]
+            kept = learn_coefficients(bed.base, composition, asked, SETTINGS["negation"], evaluate=score)
+        weights = dict(kept.tensors())
+        targets.append(accuracy(bed.base, weights, task))
+        controls.append(_mean([accuracy(bed.base, weights, one) for one in others]))
+    return {"negation/target": _mean(targets), "negation/control": _mean(controls)}
+
+
+def _mean_accuracy(tasks: Sequence[TargetTask]) -> Callable[[Forward], float]:
+    parts = [accuracy_on(_labelled(task.learn), task.logits) for task in tasks]
+    return lambda forward: _mean([part(forward) for part in parts])
+
+
+def _composed_encoder(bed: Bed, composition: Composition, value: float) -> Forward:
+    weights = dict(composition.tensors(composition.start(value)))
+    return lambda inputs: torch.func.functional_call(bed.base, weights, (inputs,))
+
+
 ARMS: dict[str, Callable[[Bed, Settings, int], Metrics]] = {
     "zero-shot": zero_shot,
     "own": own_fine_tuned,
@@ -157,6 +234,8 @@ ARMS: dict[str, Callable[[Bed, Settings, int], Metrics]] = {
     "adamerging": adamerged,
     "search": searched_isotropic,
     "few-shot": few_shot,
+    "test-time": test_time,
+    "negation": negation,
 }
 
 
@@ -186,6 +265,13 @@ def _vectors(bed: Bed) -> list[Any]:
 
 def _labelled(rows: Rows) -> Labelled:
     return Labelled(len(rows.labels), lambda drawn: (rows.inputs[drawn], rows.labels[drawn]))
+
+
+def _view(inputs: Tensor, drawn: Tensor, view: View, generator: torch.Generator) -> Tensor:
+    """Return rows with noise."""
+    noise = {"plain": 0.0, "weak": 0.1, "strong": 0.5}[view]
+    rows = inputs[drawn]
+    return rows + noise * torch.randn(rows.shape, generator=generator) if noise else rows
 
 
 def _steps(bed: Bed, batch_size: int) -> int:
