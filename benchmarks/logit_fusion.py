@@ -4,7 +4,7 @@ Forward passes: a large model and a small one with the shapes of SmolLM2-360M an
 random weights. They write greedily as a `LogitFusion`, and then read the same tokens one by one, each with a cache of
 its own. Search: logits of random normal numbers; the same objective by its definition in NumPy, minimised for every row
 by `scipy.optimize.minimize_scalar` (bounded, one expert after the other, the best of them) and by
-`scipy.optimize.minimize` (L-BFGS-B over all coefficients). One thread; orders A B B A; process time.
+`scipy.optimize.minimize` (L-BFGS-B over all coefficients). One thread; orders A B B A; medians of process time.
 
     python benchmarks/logit_fusion.py --tokens 8 --out result.json
 """
@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -107,9 +108,9 @@ def against_forward_passes(tokens: int) -> list[dict[str, Any]]:
         alone()
         order = [("fused", fused), ("alone", alone), ("alone", alone), ("fused", fused)]
         times: dict[str, list[float]] = {"fused": [], "alone": []}
-        for name, work in order:
+        for name, work in order * 2:
             times[name].append(seconds_of(work) / tokens)
-        ratio = sum(times["fused"]) / sum(times["alone"])
+        ratio = median(times["fused"]) / median(times["alone"])
         found.append({"rows": rows, "tokens": tokens, "seconds_per_token": times, "ratio": ratio})
         print(f"{rows} rows: fused {times['fused']}, forward passes alone {times['alone']}, ratio {ratio:.3f}")
     return found
@@ -185,7 +186,7 @@ def against_scipy(repeats: int) -> list[dict[str, Any]]:
         for _ in range(repeats):
             for name in [*arms, *reversed(arms)]:
                 times[name].append(seconds_of(arms[name]) / rows)
-        per_token = {name: sum(one) / len(one) for name, one in times.items()}
+        per_token = {name: median(one) for name, one in times.items()}
         found.append(
             {
                 "words": words,
