@@ -101,6 +101,16 @@ def _alphas(fusion, ids):
     return [text.alpha_ST[0] for text in fusion.trace]
 
 
+def test_a_merge_of_experts_leads_as_an_expert(fused, write, tmp_path):
+    fused["score"] = False
+    fused["steps"]["both"] = {"do": "merge", "method": "task_arithmetic", "models": ["a", "b"]}
+    fused["steps"]["fused"]["experts"] = ["both"]
+    assert set(run(load_recipe(write(fused)), tmp_path / "run").done) == {"a", "b", "both", "fused", "sample"}
+    fusion = load_fusion(tmp_path / "run" / "steps" / "fused" / "model" / "fusion.json").model
+    assert fusion.names == ["both"]
+    assert len(fusion.roles) == 3
+
+
 def test_a_changed_expert_redoes_the_fusion(fused, write, tmp_path):
     fused["score"] = False
     run(load_recipe(write(fused)), tmp_path / "run")
