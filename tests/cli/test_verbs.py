@@ -36,19 +36,40 @@ def test_init_writes_a_recipe_and_never_over_one(data, tmp_path, capsys):
     assert ended("init", data, "--out", recipe) == 2
     assert "exists already" in capsys.readouterr().err
     assert recipe.read_text() == text
+    assert ended("init", data, "--out", recipe, "--force", "--model", "org/name") == 0
+    assert "model: org/name" in recipe.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["length.jsonl", "recipe.yaml"]
 
 
 def test_init_tells_programs_where_and_what(data, tmp_path, capsys):
     assert ended("init", data, "--out", tmp_path / "r.yaml", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer == {"recipe": str(tmp_path / "r.yaml"), "text": (tmp_path / "r.yaml").read_text()}
+    text = (tmp_path / "r.yaml").read_text()
+    assert answer == {"recipe": str(tmp_path / "r.yaml"), "text": text, "open": [], "remarks": []}
 
 
-def test_init_into_a_folder_that_is_none_says_so(data, tmp_path, capsys):
-    assert ended("init", data, "--out", tmp_path / "missing" / "r.yaml") == 2
-    assert "does not exist" in capsys.readouterr().err
-    assert not (tmp_path / "missing").exists()
+def test_init_makes_the_folder_of_its_recipe_where_it_can(data, tmp_path, capsys):
+    assert ended("init", data, "--out", tmp_path / "new" / "r.yaml") == 0
+    assert "../length.jsonl" in (tmp_path / "new" / "r.yaml").read_text()
+    assert ended("init", data, "--out", data / "r.yaml") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_init_tells_what_to_fill_in_and_what_to_look_at(data, tmp_path, capsys):
+    rows = [{"id": i, "title": f"title {i}", "body": f"words {i} " * 3, "mark": f"m{i}"} for i in range(20)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with data.open("a") as file:
+        file.write('{"text": "horsd", "label": "lomg"}\nno json\n')
+    recipe = tmp_path / "r.yaml"
+    assert ended("init", data, tmp_path / "odd.jsonl", "--out", recipe) == 0
+    told = capsys.readouterr()
+    assert "Fill in prompt and target of odd" in told.out
+    assert "length: 1 of 22 rows cannot be used, the first at" in told.err
+    assert "labels that occur once, typing errors perhaps: lomg" in told.err
+    assert "# Its fields: id, title, body, mark." in recipe.read_text()
+    assert ended("init", tmp_path / "odd.jsonl", "--out", recipe, "--force") == 0
+    assert ended("check", recipe) == 2
+    assert "FIELD" in capsys.readouterr().err
 
 
 def test_a_report_of_nothing_is_the_users_mistake(tmp_path, capsys):

@@ -68,6 +68,21 @@ def test_a_misspelt_name_makes_no_new_task(document, assignment, what):
     assert repr(document.data) == before
 
 
+def test_a_length_that_is_set_takes_the_place_of_the_files(document):
+    document.data["steps"] = {"joint": {"training": {"epochs": 3, "batch_size": 4}}}
+    override(document, ["steps.joint.training.steps=2"])
+    assert document.data["steps"]["joint"]["training"] == {"steps": 2, "batch_size": 4}
+    override(document, ["steps.joint.training.examples=9"])  # both set by the user: refused later, with both named
+    assert document.data["steps"]["joint"]["training"] == {"steps": 2, "examples": 9, "batch_size": 4}
+
+
+def test_a_new_step_is_set_whole_and_the_mend_says_how(document):
+    document.data["steps"] = {"joint": {}}
+    with pytest.raises(MultituneErrors) as told:
+        override(document, ["steps.alone.tasks=each"])
+    assert "--set 'steps.alone={...}'" in told.value.errors[0].mend
+
+
 def test_a_whole_task_may_be_added(document):
     override(document, ["tasks.c={train: c.jsonl}", "steps.joint.export=merged"])
     assert document.data["tasks"]["c"] == {"train": "c.jsonl"}

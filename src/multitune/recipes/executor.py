@@ -176,12 +176,14 @@ def _prepared(recipe: Recipe | Sweep, out: Path, command: str, fresh: bool) -> _
 def _in_turn(run: _Run, progress: ScoringProgress | None, *, keep_going: bool) -> list[Failure]:
     """Do one node after the other in this process; return what failed, or raise it at once."""
     failures = []
-    for work in run.works:
+    for place, work in enumerate(run.works, start=1):
         finished = run.results.finished
         if work.key in finished or not finished.issuperset(work.needs):
             continue  # it stands, or what it needs has failed
         run.worked = True
         started = time.monotonic()
+        if len(run.works) > 1:
+            logger.info("[%d/%d] %s", place, len(run.works), work.label)
         try:
             prepare(work.node, work.place, work.fingerprint)
             broadcast(work.key)

@@ -181,6 +181,22 @@ def assign(document: Document, name: str, value: Any, where: str) -> None:
     keys = key_path(name, document.data, where)
     _assign(document.data, keys, value, where)
     document.assigned[keys] = where
+    if keys[-1] in LENGTHS and keys[-2:-1] == ("training",) and value is not None:
+        _forget_other_lengths(document, keys)
+
+
+LENGTHS = ("epochs", "steps", "examples")
+"""Keys that each set the length of a training."""
+
+
+def _forget_other_lengths(document: Document, keys: KeyPath) -> None:
+    """A length that is set takes the place of the file's, whichever key that one has."""
+    training: Any = document.data
+    for key in keys[:-1]:
+        training = training[key]
+    for other in LENGTHS:
+        if other != keys[-1] and (*keys[:-1], other) not in document.assigned:
+            training.pop(other, None)
 
 
 def key_path(name: str, data: Any, where: str) -> KeyPath:
@@ -219,7 +235,7 @@ def _assign(data: dict[str, Any], keys: KeyPath, value: Any, where: str) -> None
             raise MultituneError(
                 f"There is no '{key}' in {keys[0]}.{nearest(str(key), place)}",
                 where,
-                f"Name one of: {', '.join(place)}.",
+                f"Name one of: {', '.join(place)}; a new one is set whole: --set '{keys[0]}.{key}={{...}}'.",
             )
         if not isinstance(below, dict | list):
             if below is not None and key not in SHORTHAND:

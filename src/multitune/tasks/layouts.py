@@ -49,6 +49,10 @@ class Templates:
     target: str = ""
 
 
+class Unrecognised(MultituneError):
+    """The rows are of no layout that is known."""
+
+
 def recognise(task: Task, first_rows: Sequence[Example]) -> Task:
     """Return the task with layout, kind, prompt and target settled from its first rows, as far as it leaves them open.
 
@@ -60,7 +64,7 @@ def recognise(task: Task, first_rows: Sequence[Example]) -> Task:
         first_rows: some rows, at least one.
 
     Raises:
-        MultituneError: no layout fits, or a template needs a field that none of these rows has.
+        MultituneError: no layout fits (`Unrecognised`), or a template needs a field that none of these rows has.
     """
     rows = [example.fields for example in first_rows]
     layout, templates = _settle_layout(task, rows, first_rows[0].where)
@@ -152,7 +156,7 @@ def _settle_layout(task: Task, rows: Sequence[Fields], where: str) -> tuple[Layo
         what = f"The layout of task '{task.name}' is not recognised; its rows have: {known}."
     else:
         what = f"The rows of task '{task.name}' are not of layout {task.layout}; they have: {known}."
-    raise MultituneError(what, where, "Give prompt and target, with fields written {{ field }}, or rename the fields.")
+    raise Unrecognised(what, where, "Give prompt and target, with fields written {{ field }}, or rename the fields.")
 
 
 def _messages(row: Fields, task: Task) -> Templates | None:
