@@ -48,7 +48,42 @@ class MultituneErrors(MultituneError):
         return "\n".join(str(error) for error in self.errors)
 
 
+WORDS_OF_OTHERS = {
+    "lr": ("learning_rate",),
+    "num_train_epochs": ("epochs",),
+    "num_epochs": ("epochs",),
+    "max_steps": ("steps",),
+    "per_device_train_batch_size": ("micro_batch_size",),
+    "per_device_batch_size": ("micro_batch_size",),
+    "gradient_accumulation_steps": ("batch_size",),
+    "train_batch_size": ("batch_size",),
+    "max_seq_length": ("max_length",),
+    "max_seq_len": ("max_length",),
+    "cutoff_len": ("max_length",),
+    "sequence_len": ("max_length",),
+    "lr_scheduler_type": ("schedule",),
+    "warmup_ratio": ("warmup",),
+    "optim": ("optimizer",),
+    "bf16": ("precision",),
+    "fp16": ("precision",),
+    "rank": ("r",),
+    "alpha": ("lora_alpha",),
+    "dropout": ("lora_dropout",),
+    "f1": ("macro_f1", "token_f1"),
+    "base_model": ("model",),
+    "model_name_or_path": ("model",),
+    "datasets": ("tasks",),
+    "dataset": ("tasks",),
+}
+"""What keys are called elsewhere (transformers, trl, Axolotl, LLaMA-Factory, peft), and what they are called here."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the closest allowed word, or "" when none is close."""
-    matches = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.6)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+    """Return " Did you mean 'x'?" for the allowed word that is meant, or "" when none is close.
+
+    A word that other trainers use stands for ours; any other one for the closest in spelling.
+    """
+    known = [str(a) for a in allowed]
+    matches = [ours for ours in WORDS_OF_OTHERS.get(str(word), ()) if ours in known]
+    matches = matches or difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -110,6 +110,10 @@ def test_a_hub_id_that_cannot_be_reached_says_how_to_give_a_path(monkeypatch: py
         with pytest.raises(MultituneError, match="the hub cannot be reached") as caught:
             ask(ModelConfig(name="some-org/some-model"))
         assert "path" in caught.value.mend
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MultituneError, match="Did you mean 'tiny'") as caught:
+        load_tokenizer(ModelConfig(name="tinny"))
+    assert "HF_HUB_OFFLINE is set" in caught.value.mend
     hub_is_reachable.cache_clear()
 
 

@@ -30,12 +30,11 @@ def check(
     if json:
         answer_json(planned)
         return
-    from rich.console import Console
-
+    from multitune.cli.output import stdout_console
     from multitune.recipes.plan import Plan
     from multitune.reporting.plan import show_plan, show_sweep_plan
 
     if isinstance(planned, Plan):
-        show_plan(planned, Console())
+        show_plan(planned, stdout_console())
     else:
-        show_sweep_plan(planned, Console())
+        show_sweep_plan(planned, stdout_console())

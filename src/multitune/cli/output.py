@@ -36,18 +36,31 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
+def stdout_console() -> Console:
+    """Return a console on stdout; in a file or pipe, where nobody sees its width, a table is as wide as it needs."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+
+
+def _log_handler() -> logging.Handler:
+    """Return what shows the log: drawn on a terminal; elsewhere whole lines, which can be searched."""
+    from rich.logging import RichHandler
+
+    if not stderr_console().is_terminal:
+        return logging.StreamHandler()
+    return RichHandler(console=stderr_console(), show_time=False, show_path=False, show_level=False, markup=False)
+
+
 def speak() -> None:
     """Send multitune's log to the console on stderr and keep other libraries quiet."""
-    from rich.logging import RichHandler
 
     for name, value in (QUIET_LIBRARIES | SLEEPING_THREADS).items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"(?!multitune)")
     logger = logging.getLogger("multitune")
     if not logger.handlers:
-        logger.addHandler(
-            RichHandler(console=stderr_console(), show_time=False, show_path=False, show_level=False, markup=False)
-        )
+        logger.addHandler(_log_handler())
     # of several processes one says what all of them do; the others only warn
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     logger.propagate = False

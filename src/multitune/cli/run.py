@@ -106,15 +106,14 @@ def _models(recipe: Recipe | Sweep) -> str:
 
 def _reported(folder: Path, *, show: bool) -> dict[str, Any]:
     """Write the page, and print the tables for people."""
-    from rich.console import Console
-
+    from multitune.cli.output import stdout_console
     from multitune.reporting.report import write_report
     from multitune.reporting.sweep import answer
     from multitune.reporting.terminal import tables
 
     page = write_report([folder], folder / "report.html")
     if show:
-        console = Console()
+        console = stdout_console()
         for table in tables([folder]):
             console.print()
             console.print(table)

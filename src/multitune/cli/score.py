@@ -50,8 +50,9 @@ def score(
 
 
 def _print(scores: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from multitune.cli.output import stdout_console
 
     table = Table(box=None, padding=(0, 1))
     for name in ("task", "split", "metric"):
@@ -64,4 +65,4 @@ def _print(scores: list[dict[str, Any]]) -> None:
             table.add_row(
                 one["task"], one["split"], metric, f"{one['n']:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}"
             )
-    Console().print(table)
+    stdout_console().print(table)

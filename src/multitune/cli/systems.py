@@ -123,9 +123,9 @@ def drawing(result: dict[str, Any]) -> str:
 
 
 def _show_list(listed: list[System]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from multitune.cli.output import stdout_console
     from multitune.systems.pages import status
 
     table = Table(box=None, padding=(0, 1))
@@ -135,14 +135,14 @@ def _show_list(listed: list[System]) -> None:
     for system in listed:
         style = None if system.account is not None else "dim"
         table.add_row(str(system.number), system.name, system.claim, status(system), style=style)
-    Console().print(table)
+    stdout_console().print(table)
     typer.echo("\n`multitune systems NAME` shows a page, `multitune reproduce NUMBER` runs a reproduction.")
 
 
 def _show_page(system: System) -> None:
-    from rich.console import Console
     from rich.markdown import Markdown
 
+    from multitune.cli.output import stdout_console
     from multitune.systems.pages import system_page
 
-    Console().print(Markdown(system_page(system)))
+    stdout_console().print(Markdown(system_page(system)))

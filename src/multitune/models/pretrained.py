@@ -16,7 +16,7 @@ from urllib.request import getproxies
 
 import torch
 
-from multitune.errors import MultituneError
+from multitune.errors import MultituneError, nearest
 from multitune.models.config import ModelConfig
 from multitune.models.location import PACKAGED, resolve
 from multitune.models.positions import usable_positions
@@ -329,7 +329,10 @@ def _told_in_our_words(config: ModelConfig) -> Iterator[None]:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         for known, what, mend in _FAILURES:
             if known(error, str(error)):
-                raise MultituneError(what.format(name=config.name), f"model.name: {config.name}", mend) from error
+                what = what.format(name=config.name) + nearest(config.name, ["tiny"])
+                if known is _unreachable and os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+                    mend += " HF_HUB_OFFLINE is set: without it the hub would be asked."
+                raise MultituneError(what, f"model.name: {config.name}", mend) from error
         raise MultituneError(
             f"The model '{config.name}' cannot be loaded: {first_line}",
             f"model.name: {config.name}",

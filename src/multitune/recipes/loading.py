@@ -185,9 +185,17 @@ def schema_errors(
     """
     schema = schema or json_schema()
     details = [{**detail, "loc": (*below, *detail["loc"])} for detail in error.errors()]
+    details = [detail for detail in details if not _other_branch(detail, details)]
     errors = [_translate(detail, document, schema) for detail in details]
     unique = {(e.what, e.where): e for e in errors}  # branches of a union repeat themselves
     return MultituneErrors(unique.values())
+
+
+def _other_branch(detail: Any, details: Sequence[Any]) -> bool:
+    """Whether a mapping whose own keys are at fault was also held against the word that might stand in its place."""
+    above = tuple(part for part in detail["loc"] if isinstance(part, str))[:-1]
+    beside = any(len(other["loc"]) > len(detail["loc"]) and other["loc"][: len(above)] == above for other in details)
+    return detail["type"] == "literal_error" and isinstance(detail["input"], dict) and beside
 
 
 def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any]) -> MultituneError:

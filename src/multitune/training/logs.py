@@ -125,7 +125,9 @@ class LiveView(TrainerCallback):
             losses = "  ".join(f"{name} {task['loss']:.3f}" for name, task in record["tasks"].items())
             total = self.progress.tasks[0].total or 0
             self.console.print(
-                f"step {record['step']}/{total:.0f}  loss {record['loss']:.4f}  {speed}  {losses}", highlight=False
+                f"step {record['step']}/{total:.0f}  loss {record['loss']:.4f}  {speed}  {losses}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def _table(self, record: Mapping[str, Any]) -> Table:
