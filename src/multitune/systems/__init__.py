@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, hft, logit_fusion, mftcoder
+from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -174,14 +174,7 @@ _GALLERY = (
         "One encoder with an expert per field is as good in every field as a specialist.",
         "models",
     ),
-    System(
-        24,
-        "LiNeS",
-        "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
-        "arXiv 2410.17146, ICLR 2025",
-        "Scaling a task vector by layer depth gives general skill back and makes merging better.",
-        "weights",
-    ),
+    lines.SYSTEM,
     atlas.SYSTEM,
     System(
         26,
@@ -207,14 +200,7 @@ _GALLERY = (
         "Task tokens under masked attention learn many target columns without crowding one another out.",
         "tabular",
     ),
-    System(
-        29,
-        "Breadcrumbs",
-        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
-        "arXiv 2312.06795, ECCV 2024",
-        "Keeping the middle band of every layer's changes merges many models with one setting.",
-        "weights",
-    ),
+    breadcrumbs.SYSTEM,
     System(
         30,
         "Quick learners",
