@@ -84,8 +84,8 @@ def edit(model: LlamaForCausalLM, base: State, tuned: State, schedule: str, alph
 def factor(place: TensorPlace, schedule: str, alpha: float) -> float:
     """Return what a tensor's change is multiplied by.
 
-    ``uniform``: alpha everywhere (WiSE-FT); ``lines``: from alpha in the first block to 1 in the last; ``reversed``: from
-    1 in the first to alpha in the last; ``deepest``: as lines, with 1 for what is behind the last block.
+    ``uniform``: alpha everywhere (WiSE-FT); ``lines``: from alpha in the first block to 1 in the last; ``reversed``:
+    from 1 in the first to alpha in the last; ``deepest``: as lines, with 1 for what is behind the last block.
     """
     from multitune.weights.config import Lines
     from multitune.weights.lines import depth_factor
