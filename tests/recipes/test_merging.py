@@ -7,15 +7,18 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from multitune.errors import MultituneErrors
 from multitune.models.loading import load_saved
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
+from multitune.recipes.merge_search import candidates, search
+from multitune.recipes.merging import merge_with_heads
 from multitune.recipes.plan import plan
 from multitune.reporting.report import write_report
 from multitune.scoring.scoreboard import Scoreboard
+from multitune.weights.config import MergeConfig
 
 TRAINING = {"steps": 2, "batch_size": 4, "max_length": 48, "learning_rate": 0.02, "logging_steps": 1}
 
@@ -137,30 +140,43 @@ def test_a_search_tries_every_candidate_on_validation_rows_and_merges_the_best(a
     assert run(load_recipe(write(arms)), out).done == ()
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "breadcrumbs"])
 @pytest.mark.parametrize(
     "lines", [None, {"alpha": 0.2, "beta": 0.8}, {"alpha": "norm", "beta": 0.4, "outside": "deepest"}]
 )
-def test_candidates_in_place_are_the_merges_that_would_be_written(arms, write, tmp_path, lines):
-    """Of several factors of one task vector every one gives the scores of the merge with that factor alone."""
-    arms["steps"]["merged"]["lines"] = lines
-    together = {"over": {"lambda": [0.4, 3.0]}}
-    scores = {}
-    for name, search in (
-        ("both", together),
-        ("one", {"over": {"lambda": [0.4]}}),
-        ("other", {"over": {"lambda": [3.0]}}),
-    ):
-        arms["steps"][f"merged_{name}"] = arms["steps"]["merged"] | {"search": search}
-        scores[name] = f"merged_{name}"
-    out = tmp_path / "run"
-    run(load_recipe(write(arms)), out)
+def test_candidates_in_place_are_the_merges_that_would_be_written(method, lines, model_folder, tmp_path):
+    """Factors of one task vector share a pass over the weights; each leaves the weights of the merge with it alone."""
+    folders = [tmp_path / name for name in "ab"]
+    for number, folder in enumerate(folders):
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    told = {"method": method, "base": str(model_folder), "models": list(map(str, folders)), "lines": lines}
+    config = MergeConfig.model_validate(told)
+    written, seen = [], []
 
-    def candidates(step):
-        told = json.loads((out / "steps" / step / "search.json").read_text())
-        return {each["name"]: each["rows"] for each in told["candidates"]}
+    def make(merge, out):
+        written.append(out)
+        return merge_with_heads(merge, out).lines_alpha
 
-    both = candidates("merged_both")
-    assert both == candidates("merged_one") | candidates("merged_other")
+    def evaluate(backbone):
+        seen.append({name: tensor.clone() for name, tensor in backbone.model.state_dict().items()})
+        return []
+
+    found = candidates(config, {"lambda": [0.0, 0.4, 1.5]})
+    search(model_folder, found, make, load_saved, evaluate, tmp_path / "search")
+    assert len(written) == 1 + (lines is not None and lines["alpha"] == "norm")
+    for number, candidate in enumerate(found[1:], 1):
+        merge_with_heads(candidate.config, tmp_path / f"alone-{number}")
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / f"alone-{number}").state_dict()
+        for name, tensor in alone.items():
+            torch.testing.assert_close(seen[number][name], tensor, atol=2e-6, rtol=1e-5)
+    base = AutoModelForCausalLM.from_pretrained(model_folder).state_dict()
+    assert all(torch.equal(seen[0][name], tensor) for name, tensor in base.items())
 
 
 def test_jobs_and_sweeps_merge_too(arms, write, tmp_path):

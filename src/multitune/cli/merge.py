@@ -47,8 +47,8 @@ def merge(
     speak()
     if models and file is not None:  # --models A B C: B and C come as arguments
         models, file, more = [*models, str(file), *map(str, more)], None, []
-    config = read_merge(file, assignments) if file is not None else merge_of_words(method, base, models, assignments)
     _refuse_unused(file, method, base, models, more, tasks, sweep)
+    config = read_merge(file, assignments) if file is not None else merge_of_words(method, base, models, assignments)
     if plan or explain:
         from multitune.weights.planning import plan_merge
 

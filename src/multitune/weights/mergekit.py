@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.weights.config import MergeConfig, MergedModel, Schedule, Slice, SliceSource, Value
-from multitune.weights.parameters import METHOD_PARAMETERS, WITHOUT_BASE
+from multitune.weights.parameters import BASE_IF_GIVEN, METHOD_PARAMETERS, WITHOUT_BASE
 
 logger = logging.getLogger("multitune.weights")
 
@@ -88,9 +88,9 @@ def read_mergekit(data: Told, where: str) -> MergeConfig:
         base = _model(data["base_model"], f"{where}, base_model") if data.get("base_model") else None
         config = MergeConfig(
             method=method,
-            base=None if method in WITHOUT_BASE else base,
-            models=tuple(_models(body.get("models") or (), method, base, where)),
-            slices=tuple(_slices(body.get("slices") or (), method, base, where)),
+            base=None if method in WITHOUT_BASE - BASE_IF_GIVEN else base,
+            models=tuple(_models(body["models"], method, base, where)) if body.get("models") else (),
+            slices=tuple(_slices(body["slices"], method, base, where)) if body.get("slices") else (),
             parameters=_joined(method, data, body, where),
             dtype=_dtype(data, where),
             vocabulary=_vocabulary(data, base, where),
