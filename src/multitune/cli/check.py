@@ -16,7 +16,7 @@ def check(
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Tell the mistakes in a recipe (keys, then files, then rows), then what it would read, train and cost; loads no weights."""
+    """Tell the mistakes in a recipe (keys, files, rows), then what it would read, train and cost; loads no weights."""
     from multitune.cli.output import answer_json, speak
     from multitune.recipes.loading import load
 
