@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 
 from multitune.errors import MultituneError
 from multitune.weights.config import MergeConfig
+from multitune.weights.merging import merge
 from multitune.weights.methods import merge_tensors
 from multitune.weights.parameters import check
+from tests.weights.folders import family, read, write
 
 ROW = torch.tensor([0.5, -0.1, 0.05, 0.9, -0.3, 0.02, -0.7, 0.2, 0.01, -0.4])
 RISING = torch.arange(1.0, 11.0)
@@ -83,6 +87,17 @@ def test_the_result_is_the_base_where_no_mask_is_one_and_linear_in_alpha() -> No
     masks = torch.stack([merged([delta]) != 0 for delta in deltas]).any(0)
     assert torch.equal(moved[~masks], torch.zeros(int((~masks).sum())))
     torch.testing.assert_close(merged(deltas, **{"lambda": 0.7}), 0.7 * merged(deltas))
+
+
+def test_tensors_do_not_touch_one_anothers_masks(tmp_path: Path) -> None:
+    base, (model,) = family(tmp_path, 1)
+    config = MergeConfig(method="breadcrumbs", base=str(base), models=[str(model)])
+    merge(config, tmp_path / "before")
+    tensors = read(model)
+    write(model, tensors | {"lm_head.weight": 5 * tensors["lm_head.weight"]})
+    merge(config, tmp_path / "after")
+    before, after = read(tmp_path / "before"), read(tmp_path / "after")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["lm_head.weight"]
 
 
 def test_more_than_everything_is_refused_with_both_fractions() -> None:
