@@ -4,8 +4,9 @@ Entries are ranked by magnitude, then by index: of equal magnitudes the first co
 as an integer, has the order of magnitudes, so that a rank is found by counting patterns:
 
 1. A sixteenth of the chunks tells about where the rank lies.
-2. One pass counts every pattern in a window there (2.3 % of a magnitude wide), and how many lie above and below. Where
-   the rank is not in the window, a pass over all patterns by their upper half and one within that half follow.
+2. One pass counts every pattern in a window there (2 to 4 % of a magnitude wide), and how many lie above and below.
+   Where the rank is not in the window, the next window is counted; where it is not there either, all patterns by
+   their upper bits, and then those within them.
 3. Where only some of the equal entries rank high enough, a last pass finds the index of the last that does.
 
 All counts are integers, so that neither chunks nor threads change the outcome. A vector may be spread over several
@@ -22,8 +23,8 @@ from math import inf
 import numpy as np
 import torch
 
-WINDOW = 3 << 16
-"""Patterns that one pass tells apart: an upper half, with its neighbours."""
+WINDOW = 5 << 16
+"""Patterns that one pass tells apart: an upper half, with two neighbours on either side."""
 
 BATCH = 1 << 17
 """Patterns inside a window that are counted at once: its counters are cleared and added once per batch."""
@@ -99,13 +100,16 @@ def cuts(parts: Sequence[Rows], ranks: Sequence[Sequence[int]], each: Map = map)
         found.setdefault((t, numel), [EVERYTHING] * len(parts))
     sought: dict[Key, tuple[int, int]] = {}
     windows = _first_windows(parts, wanted, numel) if wanted else {}
+    missed: set[Key] = set()
     while windows:
         counted = _count(parts, windows, each)
         next_windows: dict[Key, Window] = {}
         for (t, rank), window in windows.items():
             position, rest = _bin_of(counted[t, rank], rank)
             if position in (0, WINDOW + 1):
-                next_windows[t, rank] = FULL
+                beside = window.low + (WINDOW if position else -WINDOW)
+                next_windows[t, rank] = FULL if (t, rank) in missed else Window(max(beside, 0), 0)
+                missed.add((t, rank))
             elif window.shift:
                 next_windows[t, rank] = Window(window.low + ((position - 1) << window.shift), 0)
             else:
@@ -140,7 +144,7 @@ def _first_windows(parts: Sequence[Rows], wanted: Sequence[Key], numel: int) -> 
     windows = {}
     for t, rank in wanted:
         upper, _ = _bin_of(counts[t], max(1, round(rank / numel * int(counts[t].sum()))))
-        windows[t, rank] = Window(max(upper - 1, 0) << 16, 0)
+        windows[t, rank] = Window(max(upper - 2, 0) << 16, 0)
     return windows
 
 

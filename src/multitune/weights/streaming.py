@@ -21,8 +21,9 @@ from multitune.weights.selection import Rows
 BLOCK = 1 << 12
 """Sums over a tensor are sums of these blocks, so that they do not depend on the chunks."""
 
-CHUNK = 1 << 16
-"""Entries of a chunk: for four models and a base 1.3 MB, about a core's second-level cache."""
+CHUNK = 1 << 17
+"""Entries of a chunk: a row of it fits a core's second-level cache. Measured: half as many cost a fifth more, on a busy
+machine half more; twice as many are no faster."""
 
 
 class Source(Protocol):
