@@ -116,3 +116,8 @@ def test_fractions_are_checked_at_every_tensor() -> None:
 def test_planning_loads_no_torch() -> None:
     program = "import multitune.weights.planning, sys; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_merge_of_folders_loads_no_transformers() -> None:
+    program = "import multitune.weights.merging, sys; raise SystemExit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
