@@ -31,10 +31,11 @@ def multitune(*arguments, folder, expect=0, **environment):
 @pytest.fixture
 def files(tmp_path) -> Path:
     """Two data files: words with their first letter (generate), and short or long words (label)."""
-    first = [{"input": word, "target": word[0]} for word in POEM]
-    length = [{"text": word, "label": "long" if len(word) > 3 else "short"} for word in POEM]
+    words = [(f"{word} {place}", word) for place in range(3) for word in POEM]  # rows that differ
+    first = [{"input": text, "target": word[0]} for text, word in words]
+    length = [{"text": text, "label": "long" if len(word) > 3 else "short"} for text, word in words]
     for name, rows in (("first", first), ("length", length)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
 

@@ -52,12 +52,17 @@ def _log_handler() -> logging.Handler:
     return RichHandler(console=stderr_console(), show_time=False, show_path=False, show_level=False, markup=False)
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def speak() -> None:
     """Send multitune's log to the console on stderr and keep other libraries quiet."""
 
     for name, value in (QUIET_LIBRARIES | SLEEPING_THREADS).items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"(?!multitune)")
+    logging.getLogger("DeepSpeed").addFilter(_is_error)  # where it is installed it writes to stdout, among answers
     logger = logging.getLogger("multitune")
     if not logger.handlers:
         logger.addHandler(_log_handler())
