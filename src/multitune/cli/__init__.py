@@ -11,6 +11,7 @@ import typer
 from multitune import __version__
 from multitune.cli import (
     check,
+    extract_lora,
     init,
     launch_config,
     merge,
@@ -41,6 +42,7 @@ app.command("score")(score.score)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.command("merge")(merge.merge)
+app.command("extract-lora")(extract_lora.extract_lora)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)
