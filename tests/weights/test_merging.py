@@ -14,7 +14,7 @@ from multitune.weights.config import MergeConfig
 from multitune.weights.merging import merge
 from multitune.weights.methods import METHODS, merge_tensors
 from multitune.weights.parameters import METHOD_PARAMETERS, WITHOUT_BASE
-from tests.weights.folders import family, read, write
+from tests.weights.folders import family, random_tensors, read, write
 
 
 def config_of(method: str, base: Path, models: list[Path], **fields: object) -> MergeConfig:
@@ -140,3 +140,14 @@ def test_what_does_not_have_its_checksum_is_written_again(tmp_path: Path) -> Non
     assert report.resumed == report.tensors - 1
     written = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert written == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_integers_that_only_some_models_hold_are_no_obstacle(tmp_path: Path) -> None:
+    """Older libraries saved position ids beside the weights."""
+    ids = torch.arange(5)[None]
+    base = write(tmp_path / "base", random_tensors(0) | {"model.position_ids": ids})
+    others = [{}, {"model.counts": ids}]
+    models = [write(tmp_path / f"m{n}", random_tensors(n + 1) | other) for n, other in enumerate(others)]
+    report = merge(config_of("task_arithmetic", base, models), tmp_path / "out")
+    assert torch.equal(read(tmp_path / "out")["model.position_ids"], ids)
+    assert report.left_out == {"m1: model.counts": "integers that the result does not need"}

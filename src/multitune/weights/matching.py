@@ -105,12 +105,17 @@ def match(
             found[name] = Origin(model, name)
         elif is_output(name) and ties_embeddings(model) and (embedding := token_embedding(model, places)) is not None:
             found[name] = Origin(model, embedding)  # the model's output layer is its embedding
+        elif leader.entries[name].dtype not in FLOATS:
+            found[name] = Origin(leader, name)  # position ids and the like, which libraries once saved
         else:
             missing.append(name)
+    counts = [name for name in model.names if name not in found and model.entries[name].dtype not in FLOATS]
+    left_out.update({f"{model.folder.name}: {name}": "integers that the result does not need" for name in counts})
     extra = [
         name
         for name in model.names
         if name not in found
+        and name not in counts
         and not is_tied_head(model, name, {**places, **architecture_index(model.shapes)}, left_out)
         and not (ties_embeddings(leader) and ties_embeddings(model) and is_output(name))
     ]
@@ -120,7 +125,7 @@ def match(
             f"The model {' and '.join(parts)}.", where, "Merge models with the same tensors; check how they were saved."
         )
     for name, origin in found.items():
-        ours, theirs = leader.entries[name], model.entries[origin.name]
+        ours, theirs = leader.entries[name], origin.checkpoint.entries[origin.name]
         if ours.shape[name in tables :] != theirs.shape[name in tables :]:
             raise MultituneError(
                 f"The tensor '{name}' has the shape {list(theirs.shape)} and not {list(ours.shape)}.",
