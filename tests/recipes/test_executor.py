@@ -214,7 +214,9 @@ def test_a_balanced_and_evaluated_run_says_so_in_its_log_and_report(go, recipe, 
     ]
     assert [panel.title for panel in validation_panels(run_of_report)] == ["joint"]
     assert go() == []
-    (data / "data/sign/train.jsonl").write_text('{"text": "number 1", "label": "minus"}\n' * 30)
+    # Other rows, all different: equal ones would stand on one side of the split, whichever that is.
+    rows = [{"text": f"number {number}", "label": "minus"} for number in range(30)]
+    (data / "data/sign/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "joint" in go()
 
 
