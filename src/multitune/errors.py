@@ -78,12 +78,17 @@ WORDS_OF_OTHERS = {
 """What keys are called elsewhere (transformers, trl, Axolotl, LLaMA-Factory, peft), and what they are called here."""
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the allowed word that is meant, or "" when none is close.
+def closest(word: str, allowed: Iterable[str]) -> list[str]:
+    """Return the allowed words that are meant; none when none is close.
 
     A word that other trainers use stands for ours; any other one for the closest in spelling.
     """
     known = [str(a) for a in allowed]
     matches = [ours for ours in WORDS_OF_OTHERS.get(str(word), ()) if ours in known]
-    matches = matches or difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return matches or difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the allowed words that are meant, or "" when none is close."""
+    matches = closest(word, allowed)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

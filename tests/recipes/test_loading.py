@@ -36,7 +36,11 @@ def test_without_steps_there_is_one_train_step(recipe, write):
     [
         (lambda r: r.update(sed=1), "no key 'sed' here. Did you mean 'seed'", "sed"),
         (lambda r: r["tasks"]["sign"].update(kindd="label"), "'kindd' here. Did you mean 'kind'", "tasks.sign.kindd"),
-        (lambda r: r["tasks"]["sign"].update(kind="labels"), "'kind' cannot be str 'labels'", "tasks.sign.kind"),
+        (
+            lambda r: r["tasks"]["sign"].update(kind="labels"),
+            "'kind' cannot be 'labels'. Did you mean 'label'?",
+            "tasks.sign.kind",
+        ),
         (
             lambda r: r["steps"]["joint"]["training"].update(learning_rte=1),
             "Did you mean 'learning_rate'",
@@ -44,13 +48,13 @@ def test_without_steps_there_is_one_train_step(recipe, write):
         ),
         (
             lambda r: r["steps"]["joint"]["training"].update(batch_size="big"),
-            "'batch_size' cannot be str",
+            "'batch_size' cannot be 'big'",
             "batch_size",
         ),
         (lambda r: r["steps"]["joint"]["training"].update(lr=1), "Did you mean 'learning_rate'", "lr"),
         (lambda r: r["steps"]["joint"]["training"].update(num_train_epochs=1), "Did you mean 'epochs'", "epochs"),
         (lambda r: r["steps"]["joint"]["adapt"].update(rank=4), "Did you mean 'r'", "adapt"),
-        (lambda r: r.update(score={"rows": 0}), "'rows' cannot be int 0", "score.rows"),
+        (lambda r: r.update(score={"rows": 0}), "'rows' cannot be 0", "score.rows"),
         (lambda r: r["steps"]["joint"]["adapt"].update(lora_alfa=1), "Did you mean 'lora_alpha'", "adapt"),
         (lambda r: r["steps"]["joint"].update(adapt="prompt_tunin"), "Did you mean 'prompt_tuning'", "adapt"),
         (lambda r: r["steps"]["joint"].update(mixture={"policy": "equals"}), "Did you mean 'equal'", "mixture"),
@@ -82,6 +86,37 @@ def test_one_mistake_is_told_with_key_and_mend(recipe, write, change, what, key)
     assert key in error.where
     assert "recipe.yaml" in error.where
     assert error.mend
+
+
+def test_mistakes_in_keys_hide_no_others(recipe, write):
+    recipe["model"] = {"name": "tiny", "frm": "causal"}
+    recipe["tasks"]["echo"]["train"] = "data/missing.jsonl"
+    recipe["tasks"]["sign"]["kind"] = "labels"
+    recipe["steps"]["joint"] |= {"do": "trian", "training": {"lr": "fast", "batch_size": 0}}
+    recipe["steps"]["again"] = {"do": "score", "model": "jont"}
+    assert [error.where.rpartition(", ")[2] for error in mistakes(write(recipe))] == [
+        "model.frm",
+        "tasks.sign.kind",
+        "steps.joint",
+        "steps.joint.training.batch_size",
+        "steps.joint.training.lr",
+        "steps.joint.training.learning_rate",
+        "tasks.echo.train",
+        "steps.again.model",
+    ]
+
+
+def test_nothing_is_told_that_comes_of_another_mistake(recipe, write):
+    """What a faulty key would have said is not missed, and a missing key ends the search."""
+    recipe["steps"]["joint"]["exprt"] = "merged"
+    recipe["steps"]["further"] = {"model": "joint"}
+    recipe["tasks"]["mark"]["test"] = {"pth": "data/mark.jsonl"}
+    assert [error.where.rpartition(", ")[2] for error in mistakes(write(recipe))] == [
+        "tasks.mark.test.pth",
+        "steps.joint.exprt",
+    ]
+    del recipe["model"]
+    assert len(mistakes(write(recipe))) == 3
 
 
 def test_all_mistakes_are_told_at_once_with_their_lines(recipe, write):

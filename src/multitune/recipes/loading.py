@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from multitune.errors import MultituneError, MultituneErrors, nearest
+from multitune.errors import MultituneError, MultituneErrors
 from multitune.recipes.checks import cross_checks
-from multitune.recipes.reading import Document, KeyPath, assign, override, read_yaml
-from multitune.recipes.schema import BASE, LATER, STEPS, FuseStep, MergeStep, Recipe, Step, json_schema
+from multitune.recipes.reading import Document, assign, override, read_yaml
+from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, Step
+from multitune.recipes.second_look import every_mistake
 from multitune.recipes.sweep import Axis, Sweep, Value, Variant, points, read_axes, refuse_too_many
 from multitune.weights.renaming import renamed
 
@@ -85,7 +85,7 @@ def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[
     try:
         recipe = Recipe.model_validate({**document.data, "folder": data_folder(document)})
     except ValidationError as error:
-        raise schema_errors(error, document) from None
+        raise MultituneErrors(every_mistake(error, document)) from None
     if errors := list(cross_checks(recipe, document)):
         raise MultituneErrors(errors)
     if (folder / recipe.model.name).is_dir():  # like every path of a recipe, a model's is relative to its folder
@@ -167,132 +167,3 @@ def _include_suite(document: Document) -> None:
                 task[split] = {**source, "path": str(beside / source["path"])}
     document.data["tasks"] = tasks
     document.suite = suite
-
-
-# -- the schema's errors, in the reader's words ----------------------------------------------------------------------
-
-
-def schema_errors(
-    error: ValidationError, document: Document, below: KeyPath = (), schema: dict[str, Any] | None = None
-) -> MultituneErrors:
-    """Translate what pydantic found into our words, with file, line and nearest keys.
-
-    Args:
-        error: as raised when (a part of) the document was validated.
-        document: the file.
-        below: key path of the validated part.
-        schema: of the document; None: that of a recipe.
-    """
-    schema = schema or json_schema()
-    details = [{**detail, "loc": (*below, *detail["loc"])} for detail in error.errors()]
-    details = [detail for detail in details if not _other_branch(detail, details)]
-    errors = [_translate(detail, document, schema) for detail in details]
-    unique = {(e.what, e.where): e for e in errors}  # branches of a union repeat themselves
-    return MultituneErrors(unique.values())
-
-
-def _other_branch(detail: Any, details: Sequence[Any]) -> bool:
-    """Whether a mapping whose own keys are at fault was also held against the word that might stand in its place."""
-    above = tuple(part for part in detail["loc"] if isinstance(part, str))[:-1]
-    beside = any(len(other["loc"]) > len(detail["loc"]) and other["loc"][: len(above)] == above for other in details)
-    return detail["type"] == "literal_error" and isinstance(detail["input"], dict) and beside
-
-
-def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any]) -> MultituneError:
-    key = _key_path(detail["loc"], document.data)
-    where = document.where(key)
-    name = str(key[-1]) if key else ""
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        allowed = sorted(_properties(schema, key[:-1], document.data))
-        mend = f"Use one of: {', '.join(allowed)}." if allowed else "Remove it."
-        return MultituneError(f"There is no key '{name}' here.{nearest(name, allowed)}", where, mend)
-    if kind == "missing":
-        return MultituneError(f"The key '{detail['loc'][-1]}' is missing.", where, f"Add {detail['loc'][-1]}.")
-    if kind == "unknown_step":
-        return _unknown_step(detail["input"], where, str(detail["msg"]))
-    if kind == "union_tag_invalid":
-        tag, key_of_tag = detail["ctx"]["tag"], detail["ctx"]["discriminator"].strip("'")
-        expected = detail["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return MultituneError(
-            f"There is no {key_of_tag} '{tag}'.{nearest(tag, expected)}", where, f"Use one of: {', '.join(expected)}."
-        )
-    if kind == "union_tag_not_found":
-        key_of_tag = detail["ctx"]["discriminator"].strip("'")
-        return MultituneError(f"'{name}' does not say its {key_of_tag}.", where, f"Add {key_of_tag} to it.")
-    if kind == "value_error":
-        what = str(detail["ctx"]["error"])
-        sentence = what[0].upper() + what[1:] + ("" if what.endswith((".", "?")) else ".")
-        return MultituneError(sentence, where, "Correct it.")
-    received = detail["input"]
-    shown = f"{type(received).__name__} {received!r}" if not isinstance(received, dict | list) else "a mapping or list"
-    return MultituneError(f"'{name}' cannot be {shown}.", where, f"{detail['msg']}.")
-
-
-def _unknown_step(value: Any, where: str, message: str) -> MultituneError:
-    do = value.get("do") if isinstance(value, dict) else value
-    if do in LATER:
-        return MultituneError(
-            f"Steps of the kind '{do}' are not in this version of multitune.",
-            where,
-            f"Use steps of the kinds {', '.join(STEPS)}.",
-        )
-    return MultituneError(f"There is no step of the kind '{do}'.{nearest(str(do), STEPS)}", where, f"{message}.")
-
-
-def _key_path(location: Sequence[str | int], data: Any) -> KeyPath:
-    """Return the part of an error's location that is keys of the file; names of union branches fall out."""
-    key: list[str | int] = []
-    part: Any
-    for i, part in enumerate(location):
-        if (isinstance(data, Mapping) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
-        ):
-            key.append(part)
-            data = data[part]
-        elif i == len(location) - 1 and isinstance(data, Mapping) and isinstance(part, str) and part == location[-1]:
-            continue  # a missing key: the place is the mapping that lacks it
-    return tuple(key)
-
-
-def _properties(schema: dict[str, Any], key: KeyPath, data: Any) -> set[str]:
-    """Return the keys that the schema allows at a place, over all branches of unions that fit the data there."""
-    places = [schema]
-    part: Any
-    for part in key:
-        data = data[part] if isinstance(data, Mapping | list) else None
-        places = [below for place in places for below in _below(_branches(place, schema), part)]
-    branches = [b for place in places for b in _branches(place, schema) if "properties" in b]
-    fitting = [b for b in branches if _fits_constants(b, data)]
-    return {name for branch in fitting or branches for name in branch["properties"]}
-
-
-def _branches(place: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if "$ref" in place:
-        place = schema["$defs"][place["$ref"].rsplit("/", 1)[1]]
-    options = place.get("anyOf", []) + place.get("oneOf", [])
-    if not options:
-        yield place
-    for option in options:
-        yield from _branches(option, schema)
-
-
-def _below(branches: Iterator[dict[str, Any]], part: str | int) -> Iterator[dict[str, Any]]:
-    for branch in branches:
-        if isinstance(part, int):
-            if "items" in branch:
-                yield branch["items"]
-        elif part in branch.get("properties", {}):
-            yield branch["properties"][part]
-        elif isinstance(branch.get("additionalProperties"), dict):
-            yield branch["additionalProperties"]
-        else:
-            yield from branch.get("patternProperties", {}).values()
-
-
-def _fits_constants(branch: dict[str, Any], data: Any) -> bool:
-    """Tell whether a union's branch is the one meant: its constant keys (do, policy) are what the data say."""
-    constants = {n: p["const"] for n, p in branch["properties"].items() if "const" in p}
-    if not isinstance(data, Mapping):
-        return True
-    return all(data.get(name, branch["properties"][name].get("default")) == value for name, value in constants.items())

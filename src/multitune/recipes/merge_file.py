@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.location import HUB_ID
-from multitune.recipes.loading import schema_errors
 from multitune.recipes.merge_search import SEARCH_FILE, best_of, candidates
 from multitune.recipes.reading import Document, SafeYaml12, override, read_yaml
+from multitune.recipes.schema_errors import schema_errors
 from multitune.weights.config import MergeConfig
 from multitune.weights.mergekit import is_mergekit, read_mergekit
 from multitune.weights.parameters import METHOD_PARAMETERS, check

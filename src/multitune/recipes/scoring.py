@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from multitune.errors import MultituneError
 from multitune.recipes.fusing import is_fused, load_fused, score_fused
-from multitune.recipes.loading import data_folder, schema_errors
+from multitune.recipes.loading import data_folder
 from multitune.recipes.node import with_heads
 from multitune.recipes.reading import read_yaml
 from multitune.recipes.run_folder import disk_error
+from multitune.recipes.schema_errors import schema_errors
 from multitune.scoring.score import ScoreConfig, TaskScore, scored_split
 from multitune.tasks.task import Task
 
