@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console
 
 from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
-from multitune.reporting.plan import apart, marked, show_plan
+from multitune.reporting.plan import marked, show_plan
 
 
 def task(name: str, **changes) -> TaskInPlan:
@@ -22,8 +21,9 @@ def task(name: str, **changes) -> TaskInPlan:
 
 def node(name: str, *tasks: TaskInPlan, **changes) -> NodePlan:
     settings = {
-        "name": name, "model": "tiny", "method": "lora", "steps": 100, "fill": 0.95, "parameters": 1000,
-        "trainable": 10, "memory_bytes": 2**30, "seconds": 90.0, "tasks": list(tasks), "warnings": [],
+        "name": name, "model": "tiny", "method": "lora", "steps": 100, "form": "causal", "fill": 0.95,
+        "parameters": 1000, "trainable": 10, "memory_bytes": 2**30, "seconds": 90.0,
+        "tasks": list(tasks), "warnings": [],
     }  # fmt: skip
     return NodePlan(**(settings | changes))
 
@@ -57,6 +57,16 @@ def test_bad_rows_get_a_column_only_where_there_are_some():
     assert " bad " in shown(Plan("p", [node("joint", task("a", bad_rows=3))], {}))
 
 
+def test_heads_have_no_tokens_that_carry_loss():
+    plan = Plan(
+        "p", [node("joint", task("a"), form="encoder")], {"a": [("[CLS]", False), (" fine", False), (" → good", True)]}
+    )
+    text = shown(plan)
+    assert "carry" not in text.partition("used:")[0]
+    assert "95.0% of the rows' padded width filled" in text
+    assert text.rstrip().endswith("[CLS] fine → good")
+
+
 def test_warnings_are_shown_as_they_are():
     text = shown(Plan("p", [node("joint", task("a"), warnings=["a: [bold]most[/bold] rows stay unseen."])], {}))
     assert "warning: a: [bold]most[/bold] rows stay unseen." in text
@@ -76,14 +86,3 @@ def test_long_examples_lose_their_beginning_and_say_so():
     text = marked([("x", False)] * 200 + [("y", True)])
     assert text.plain.startswith("(41 tokens) ... x")
     assert text.plain.endswith("y")
-
-
-@pytest.mark.parametrize(
-    ("tokens", "text"),
-    [
-        (["[CLS]", "great", "film", "##s", "[SEP]"], "[CLS] great films [SEP]"),
-        (["Say", " it", "\n"], "Say it\n"),
-    ],
-)
-def test_word_pieces_become_words(tokens, text):
-    assert "".join(token for token, _ in apart([(token, False) for token in tokens])) == text

@@ -96,6 +96,7 @@ class NodePlan:
     Attributes:
         name, model, method: the node, what it starts from, the adaptation.
         steps: optimiser steps.
+        form: of the model, see ``ModelConfig``.
         fill: share of the positions that hold tokens.
         parameters, trainable: of the model; trainable is None when only the weights can tell.
         memory_bytes: forecast of the peak, see ``forecast_memory``.
@@ -107,6 +108,7 @@ class NodePlan:
     model: str
     method: str
     steps: int
+    form: str
     fill: float
     parameters: int
     trainable: int | None
@@ -190,7 +192,7 @@ def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, ma
     affixes = prompt_affixes(tokenizer, facts.form)
     lengths, label_counts, truncated, dropped = [], [], 0, 0
     sample: list[tuple[str, bool]] = []
-    for ids, labels in encode_all(sampled, tokenizer, facts.form, task.chat):
+    for prompted, (ids, labels) in zip(sampled, encode_all(sampled, tokenizer, facts.form, task.chat), strict=True):
         too_long = max(len(ids), len(labels)) > max_length
         if too_long:
             ids, labels = truncate(ids, labels, facts.form, max_length, affixes)
@@ -202,7 +204,7 @@ def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, ma
         lengths.append(len(ids))
         label_counts.append(labelled if facts.form != "encoder" else 1)
         if not sample:
-            sample = _shown(ids, labels, tokenizer, facts.form)
+            sample = _shown(ids, labels, tokenizer, facts.form, prompted)
     return TaskStatistics(
         task.name, rows, bad_rows.count, np.array(lengths), np.array(label_counts), truncated, dropped, sample
     )
@@ -222,7 +224,12 @@ def _sample(examples: Iterator[Prompted]) -> tuple[int, list[Prompted]]:
     return rows, [prompted for _, _, prompted in sorted(kept, key=lambda entry: entry[1])]
 
 
-def _shown(ids: Sequence[int], labels: Sequence[int], tokenizer: Any, form: str) -> list[tuple[str, bool]]:
+def _shown(
+    ids: Sequence[int], labels: Sequence[int], tokenizer: Any, form: str, prompted: Prompted
+) -> list[tuple[str, bool]]:
+    if form == "encoder":  # a head answers behind the last token
+        answer = prompted.target if prompted.value is None else f"{prompted.value:g}"
+        return [*((text, False) for text in _pieces(ids, tokenizer)), (f" → {answer}", True)]
     if form == "causal":
         return [(text, label != -100) for text, label in zip(_pieces(ids, tokenizer), labels, strict=True)]
     inputs, targets = _pieces(ids, tokenizer), _pieces(labels, tokenizer)
@@ -291,6 +298,7 @@ def _plan_node(
         model=recipe.model.name if node.model == BASE else node.model,
         method=node.step.adapt.method,
         steps=simulation.steps,
+        form=facts.form,
         fill=simulation.fill,
         parameters=facts.parameters,
         trainable=trainable,

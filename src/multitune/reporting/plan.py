@@ -93,9 +93,12 @@ def _heading(name: str, nodes: Sequence[NodePlan]) -> Iterator[str]:
     yield f"[bold]{name}[/bold]: {first.method} on {escape(first.model)}{alone}"
     yield f"  trainable parameters  {_trainable(first)}"
     fills = [node.fill for node in nodes]
-    yield f"  optimiser steps       {sum(node.steps for node in nodes):,}, pack fill {_span(fills)}"
+    filled = "of the rows' padded width filled" if first.form == "encoder" else "pack fill"
+    span = f"{_span(fills)} {filled}" if first.form == "encoder" else f"{filled} {_span(fills)}"
+    yield f"  optimiser steps       {sum(node.steps for node in nodes):,}, {span}"
     memory, seconds = max(node.memory_bytes for node in nodes), sum(node.seconds for node in nodes)
-    yield f"  forecast              {memory / 2**30:.2f} GiB of memory, about {duration(seconds)} on this machine"
+    time = f"{duration(seconds)} on this machine (scoring comes on top)"
+    yield f"  forecast              {memory / 2**30:.2f} GiB of memory, about {time}"
 
 
 def _merge_lines(merge: MergeNodePlan) -> Iterator[str]:
@@ -127,20 +130,33 @@ def _table(nodes: Sequence[NodePlan]) -> Table:
     table.add_column("  task", overflow="ellipsis", no_wrap=True, min_width=14)
     tasks = [task for node in nodes for task in node.tasks]
     bad = any(task.bad_rows for task in tasks)
-    for name in ("rows", "used", "repeats", "tokens", "carry\nloss", "cut", *(["bad"] * bad), "drawn", "effec-\ntive"):
+    loss = any(node.form != "encoder" for node in nodes)  # a head has one loss per row, whatever its tokens
+    names = [
+        "rows",
+        "used",
+        "repeats",
+        "tokens",
+        *(["carry\nloss"] * loss),
+        "cut",
+        *(["bad"] * bad),
+        "drawn",
+        "effec-\ntive",
+    ]
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for task in tasks:
-        table.add_row(f"  {task.task}", *_cells(task, bad=bad))
+        table.add_row(f"  {task.task}", *_cells(task, loss=loss, bad=bad))
     return table
 
 
-def _cells(task: TaskInPlan, *, bad: bool) -> Iterator[str]:
+def _cells(task: TaskInPlan, *, loss: bool, bad: bool) -> Iterator[str]:
     about = "~" if task.estimated else ""
     yield f"{task.rows:,}"
     yield f"{task.unique_rows:,}"
     yield f"{task.repeats:.2f}"
     yield about + short(float(task.tokens))
-    yield f"{task.loss_share:.0%}"
+    if loss:
+        yield f"{task.loss_share:.0%}"
     yield f"{about}{task.truncated + task.dropped:,}"
     if bad:
         yield f"{task.bad_rows:,}"
@@ -156,14 +172,6 @@ def marked(tokens: Sequence[tuple[str, bool]]) -> Text:
     cut = len(tokens) - SHOWN_TOKENS
     if cut > 0:
         text.append(f"({cut} tokens) ... ", style="dim")
-    for token, carries_loss in apart(tokens)[max(0, cut) :]:
+    for token, carries_loss in tokens[max(0, cut) :]:
         text.append(token, style="black on green" if carries_loss else "dim")
     return text
-
-
-def apart(tokens: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Return WordPiece tokens as words with spaces between them; tokens that carry their own spaces as they are."""
-    if not any(token.startswith(("##", "[CLS]")) for token, _ in tokens):
-        return list(tokens)
-    words = [(token[2:] if token.startswith("##") else f" {token}", carries_loss) for token, carries_loss in tokens]
-    return [(word.lstrip() if i == 0 else word, carries_loss) for i, (word, carries_loss) in enumerate(words)]
