@@ -32,7 +32,7 @@ def labelled(ids, labels):
 texts = st.text(alphabet="abc dog\n.é<", max_size=12)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=texts, target=texts)
 @pytest.mark.parametrize("form", ["causal", "seq2seq"])
 def test_an_example_is_its_prompt_its_choice_and_the_end(tokenizer, prompted, form, prompt, target):

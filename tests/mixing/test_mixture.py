@@ -59,7 +59,6 @@ def test_the_stream_mixes_the_toy_tasks():
     assert values(mixture, 0, 6) != values(mixture, 6, 12)
 
 
-@settings(deadline=None)
 @given(mixture=mixtures, cuts=st.lists(st.integers(0, 700), max_size=6))
 def test_any_way_to_cut_the_stream_gives_the_same_stream(mixture, cuts):
     edges = sorted({0, mixture.total, *(min(cut, mixture.total) for cut in cuts)})
@@ -67,7 +66,7 @@ def test_any_way_to_cut_the_stream_gives_the_same_stream(mixture, cuts):
     np.testing.assert_array_equal(np.concatenate(pieces), mixture.draw(0, mixture.total))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(mixture=mixtures, processes=st.integers(1, 5))
 def test_dealing_places_to_processes_gives_the_same_stream(mixture, processes):
     whole = mixture.draw(0, mixture.total)
@@ -76,7 +75,6 @@ def test_dealing_places_to_processes_gives_the_same_stream(mixture, processes):
         np.testing.assert_array_equal(dealt, whole[rank::processes])
 
 
-@settings(deadline=None)
 @given(mixture=mixtures)
 def test_every_row_comes_exactly_once_per_pass(mixture):
     drawn = mixture.draw(0, mixture.total)
@@ -101,7 +99,6 @@ def ideal_counts(mixture: Mixture, config, places: np.ndarray) -> np.ndarray:
     return mixture.total * cumulative_shares(config, mixture.rows_T, mixture.names, places / mixture.total)
 
 
-@settings(deadline=None)
 @given(
     config=st.sampled_from(CONFIGS),
     rows=st.lists(st.integers(1, 60), min_size=3, max_size=3),
@@ -116,7 +113,6 @@ def test_up_to_every_block_each_task_is_within_one_example_of_its_exact_share(co
         assert np.abs(counts - ideal_counts(mixture, config, np.array([end]))[0]).max() < 1 + 1e-6
 
 
-@settings(deadline=None)
 @given(
     weights=st.lists(st.floats(1e-6, 1), min_size=1, max_size=200),
     end_weights=st.lists(st.floats(1e-6, 1), min_size=200, max_size=200),
@@ -172,7 +168,6 @@ def test_seeds_and_passes_give_other_orders():
     assert (first[:100] != first[100:]).any()
 
 
-@settings(deadline=None)
 @given(mixture=mixtures)
 def test_the_plan_says_what_is_drawn(mixture):
     drawn = mixture.draw(0, mixture.total)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multitune.errors import MultituneError
@@ -34,7 +34,6 @@ def slow_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
     return sorted(free)
 
 
-@settings(deadline=None)
 @given(lengths_and_capacity)
 def test_best_fit_agrees_with_its_definition(given_lengths):
     lengths, capacity = given_lengths
@@ -52,7 +51,6 @@ def check_rows(rows: Rows, lengths: np.ndarray, capacity: int) -> None:
     assert all(0 < total <= capacity for total in sums)
 
 
-@settings(deadline=None)
 @given(lengths_and_capacity, st.integers(0, 10), st.sampled_from([1, 7, 50, 4096]))
 def test_every_example_is_in_exactly_one_row_and_no_row_overflows(given_lengths, seed, window):
     lengths, capacity = given_lengths
@@ -63,7 +61,6 @@ def test_every_example_is_in_exactly_one_row_and_no_row_overflows(given_lengths,
     np.testing.assert_array_equal(rows.offsets, again.offsets)
 
 
-@settings(deadline=None)
 @given(lengths_and_capacity, st.sampled_from([5, 50]))
 def test_no_example_leaves_its_window_by_more_than_one(given_lengths, window):
     lengths, capacity = given_lengths
@@ -74,7 +71,6 @@ def test_no_example_leaves_its_window_by_more_than_one(given_lengths, window):
             assert windows.max() - windows.min() <= 1
 
 
-@settings(deadline=None)
 @given(lengths_and_capacity)
 def test_examples_that_follow_do_not_change_the_rows_before_them(given_lengths):
     lengths, capacity = given_lengths

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -68,7 +68,6 @@ ANY_POLICY = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(config=ANY_POLICY, rows=st.lists(st.integers(1, 10**9), min_size=3, max_size=3))
 def test_shares_sum_to_one_and_integrate_to_the_cumulative_shares(config, rows):
     progress = np.linspace(0, 1, 1001)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multitune.mixing.shuffling import permuted, scramble, seed_of
@@ -14,7 +14,6 @@ def permutation(size: int, key: int) -> np.ndarray:
     return permuted(np.arange(size), np.full(size, size), np.full(size, key, dtype=np.uint64))
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 2000), key=st.integers(0, 2**64 - 1))
 def test_every_size_and_key_gives_a_permutation(size, key):
     np.testing.assert_array_equal(np.sort(permutation(size, key)), np.arange(size))

@@ -50,7 +50,7 @@ def test_json_lines_come_back(tmp_path_factory, rows, escaped):
 @settings(max_examples=50)
 @given(
     data=st.data(),
-    header=names,
+    header=names.filter(lambda names: not any(";" in name for name in names)),  # see the test of semicolons
     # Python's writer leaves a bare "\r" unquoted where it ends lines with "\n"
     style=st.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)]),
 )
@@ -100,7 +100,7 @@ def test_broken_json_lines_are_bad_rows_and_the_rest_is_read(tmp_path):
     bad = dict(bad_rows_of(path))
     assert rows_of(path) == [{"a": 1}, {"a": "😀"}, {"a": 2}]
     assert list(bad) == [":2", ":4", ":5", ":6", ":7", ":8", ":9", ":10", ":12"]
-    assert bad[":2"].startswith("not valid JSON: Expecting value")
+    assert bad[":2"] == "not valid JSON at column 8: Expecting value; the line ends too early"
     assert bad[":4"] == "a JSON object was expected, not a string"
     assert bad[":5"] == "a JSON object was expected, not a list"
     assert bad[":8"] == "byte 0xff at place 8 is not UTF-8"
@@ -126,6 +126,13 @@ def test_broken_csv_rows_are_bad_rows_with_the_line_where_they_begin(tmp_path):
         (":9", "not valid CSV: ',' expected after '\"'"),
         (":11", "not valid CSV: unexpected end of data"),
     ]
+
+
+def test_semicolons_separate_where_the_header_has_more_of_them(tmp_path):
+    (tmp_path / "a.csv").write_text('text;score\n"one; two";1,5\n')
+    assert rows_of(tmp_path / "a.csv") == [{"text": "one; two", "score": "1,5"}]
+    (tmp_path / "b.csv").write_text('"text; or; title",score\na;b,1\n')
+    assert rows_of(tmp_path / "b.csv") == [{"text; or; title": "a;b", "score": "1"}]
 
 
 def test_a_long_csv_field_is_read(tmp_path):

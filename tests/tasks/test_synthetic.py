@@ -157,7 +157,7 @@ def test_a_cipher_episode_asks_only_for_words_that_were_shown() -> None:
                 assert shown.setdefault(code, plain) == plain
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), shots=st.integers(1, 9), name=st.sampled_from(sorted(SKILLS)))
 def test_a_few_shot_document_has_its_shots_and_ends_once(seed: int, shots: int, name: str) -> None:
     pieces = few_shot_document(Random(seed), SKILLS[name], shots)
@@ -166,7 +166,7 @@ def test_a_few_shot_document_has_its_shots_and_ends_once(seed: int, shots: int, 
     assert text.endswith(END) and text.count(END) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(SKILLS)))
 def test_chat_and_zero_shot_documents_end_every_answer(seed: int, name: str) -> None:
     for make in (chat_document, zero_shot_document):

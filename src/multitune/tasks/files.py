@@ -100,6 +100,10 @@ def _json_lines(file: IO[bytes]) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             yield f":{number}", _not_utf8(error)
             continue
+        except json.JSONDecodeError as error:
+            cut = "; the line ends too early" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
+            yield f":{number}", BadRow(f"not valid JSON at column {error.pos + 1}: {error.msg}{cut}")
+            continue
         except (ValueError, RecursionError) as error:
             yield f":{number}", BadRow(f"not valid JSON: {error}")
             continue
@@ -149,8 +153,21 @@ def _not_utf8(error: UnicodeDecodeError) -> BadRow:
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    """Comma-separated values with a header and double quotes; all values are text."""
-    return _read_separated(path, ",")
+    """Comma-separated values with a header and double quotes; all values are text.
+
+    Semicolons separate where the header has more of them than commas: what spreadsheets write in countries with a
+    decimal comma.
+    """
+    with _open(path) as file:
+        header = file.readline().decode(errors="replace")
+    return _read_separated(path, max(",;", key=lambda delimiter: _columns(header, delimiter)))
+
+
+def _columns(header: str, delimiter: str) -> int:
+    try:
+        return len(next(csv.reader([header], delimiter=delimiter), ()))
+    except csv.Error:
+        return 0
 
 
 def read_tsv(path: Path) -> Iterator[Row]:

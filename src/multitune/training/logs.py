@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,10 @@ class LiveView(TrainerCallback):
             self.live.update(Group(self.progress, self._table(record)))
         else:
             losses = "  ".join(f"{name} {task['loss']:.3f}" for name, task in record["tasks"].items())
-            total = self.progress.tasks[0].total or 0
+            bar = self.progress.tasks[0]
+            left = f"  {timedelta(seconds=int(bar.time_remaining))} left" if bar.time_remaining else ""
             self.console.print(
-                f"step {record['step']}/{total:.0f}  loss {record['loss']:.4f}  {speed}  {losses}",
+                f"step {record['step']}/{bar.total or 0:.0f}  loss {record['loss']:.4f}  {speed}{left}  {losses}",
                 highlight=False,
                 soft_wrap=True,
             )

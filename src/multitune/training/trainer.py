@@ -352,11 +352,11 @@ def refuse_nonfinite_weights(model: torch.nn.Module, step: int, folder: Path) ->
 def diverged(what: str, step: int, folder: Path) -> MultituneError:
     """Return the error for a training that has diverged."""
     kept = checkpoints.sorted_checkpoints(folder)
-    place = f"The last good checkpoint is {kept[-1]}" if kept else "No checkpoint was written yet"
+    place = f"Copy the last good checkpoint, {kept[-1]}, if you need it; then l" if kept else "L"
     return MultituneError(
         f"{what} is not a finite number.",
         f"training step {step}",
-        f"{place}. A lower training.learning_rate trains this step from its start and removes its checkpoints.",
+        f"{place}ower training.learning_rate or training.max_grad_norm and run again: the step then starts anew.",
     )
 
 
