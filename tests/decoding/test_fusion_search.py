@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from multitune.decoding.fusion_config import FusionConfig, check_fusion
+from multitune.decoding.fusion_powers import CHUNK_ELEMENTS, along_each, joint
 from multitune.decoding.fusion_search import (
-    CHUNK_ELEMENTS,
-    _along_each,
     _centred,
-    _joint_divergences,
     candidates,
     divergences,
     fuse,
@@ -139,10 +137,10 @@ def test_the_grid_by_powers_equals_direct_sums(config: FusionConfig, experts: in
     alpha = torch.tensor(candidates(config, experts))
     log_p, points = large.log_softmax(-1), grid_points(config, experts)
     if config.search == "joint":
-        found = _joint_divergences(log_p, _centred(log_p, delta), alpha, points)
+        found = joint(log_p.exp(), _centred(log_p, delta), alpha, points)
     else:
         low = torch.tensor([one[0] for one in points]).expand(6, -1)
-        along = _along_each(log_p, _centred(log_p, delta), low, torch.full_like(low, 0.1), max(map(len, points)))
+        along = along_each(log_p.exp(), _centred(log_p, delta), low, torch.full_like(low, 0.1), max(map(len, points)))
         found = torch.cat([along[:, t, : len(one)] for t, one in enumerate(points)], dim=1)
     exact = 1e-6 if config == GRID else 4e-6  # longer shifts are differences of larger float32 numbers
     for n, one in enumerate(alpha):
@@ -160,6 +158,16 @@ def test_shifts_too_large_for_powers_are_searched_candidate_by_candidate(search:
     torch.testing.assert_close(
         fused.loss_B.double(), direct_loss(large, small, experts, fused.alpha_BT), rtol=1e-3, atol=1e-3
     )
+
+
+def test_two_shifts_that_fit_alone_and_overflow_together_are_still_searched() -> None:
+    large, small, experts = three(experts=2)
+    experts[:, :, 3] += 36.0  # twice 36 is a power of float32, four times is not
+    config = FusionConfig(search="joint")
+    fused = fuse(large, small, experts, config)
+    grid = torch.tensor(candidates(config, 2))
+    every = torch.stack([direct_loss(large, small, experts, one.expand(6, 2)) for one in grid], dim=1)
+    torch.testing.assert_close(fused.loss_B.double(), every.amin(1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("experts", [1, 2, 4])
@@ -229,7 +237,7 @@ def test_chunks_of_rows_words_and_candidates_give_the_same(monkeypatch: pytest.M
     config = FusionConfig(search=search)
     models = three(rows=9, experts=2)
     whole = fuse(*models, config)
-    monkeypatch.setattr("multitune.decoding.fusion_search.LEAST_WORDS", 7)
+    monkeypatch.setattr("multitune.decoding.fusion_powers.LEAST_WORDS", 7)
     for elements in (1, 100, 40 * 9 * 5, 40 * 60 * 3):
         monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", elements)
         part = fuse(*models, config)
