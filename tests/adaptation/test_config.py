@@ -71,8 +71,9 @@ def test_the_fields_file_says_what_the_installed_peft_says() -> None:
 def test_every_method_of_peft_has_an_entry_and_its_defaults_are_options() -> None:
     assert set(METHODS) == {"full", "half"} | set(peft_fields())
     assert set(NOT_OFFERED) <= set(METHODS)
-    for method, defaults in METHODS.items():
-        assert set(defaults) <= set(peft_fields().get(method, {})), method
+    for name, method in METHODS.items():
+        named = {*method.defaults, *method.follows, *([method.size] if method.size else [])}
+        assert named <= set(peft_fields().get(name, {})), name
 
 
 def test_checking_a_config_imports_neither_peft_nor_torch() -> None:

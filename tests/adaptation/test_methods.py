@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from multitune.adaptation import METHODS, AdaptationConfig, adapt
+from multitune.adaptation.budget import sized
 from multitune.adaptation.methods import NOT_OFFERED
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
@@ -45,17 +46,6 @@ FITTED: dict[str, dict[str, object]] = {
     "trainable_tokens": {"token_indices": [4, 5]},
     "vblora": {"vector_length": 16},
     "waveft": {"n_frequency": 50},
-}
-UNMERGEABLE = {
-    "adaption_prompt",
-    "beft",  # adds biases to layers that have none
-    "cartridge",
-    "cpt",
-    "lily",
-    "p_tuning",
-    "prefix_tuning",
-    "prompt_tuning",
-    "shadow",
 }
 TUNERS = sorted(set(METHODS) - {"full", "half"} - set(NOT_OFFERED))
 
@@ -114,6 +104,9 @@ def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: s
 
     untouched = logits_of(AutoModelForCausalLM.from_pretrained(base))
     backbone = adapted(base, method, **FITTED.get(method, {}))
+    backbone.model.eval()
+    at_first = (logits_of(backbone.model) - untouched).abs().max()
+    assert METHODS[method].identity == bool(at_first <= 1e-6), f"differs by {at_first}"
     frozen = {name: p.detach().clone() for name, p in backbone.model.named_parameters() if not p.requires_grad}
     train_a_little(backbone)
 
@@ -124,6 +117,8 @@ def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: s
             assert parameter.grad is None
             assert torch.equal(parameter, frozen[name]), name
 
+    with backbone.model.disable_adapter():
+        assert torch.equal(logits_of(backbone.model), untouched)
     split = head_logits(backbone.model, hidden_states(backbone.model, batch_of()))
     torch.testing.assert_close(split, trained, atol=1e-5, rtol=1e-5)
     if packing_route(backbone.model) != "unpacked":
@@ -133,7 +128,7 @@ def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: s
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits_of(loaded), trained, atol=1e-5, rtol=1e-5)
 
-    if method in UNMERGEABLE:
+    if not METHODS[method].merges:
         with pytest.raises(MultituneError, match="cannot be added into the weights"):
             save_backbone(backbone, tmp_path / "merged", merged=True)
         assert not (tmp_path / "merged").exists()
@@ -142,3 +137,19 @@ def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: s
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(logits_of(merged), trained, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(logits_of(backbone.model), trained, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("method", [method for method in TUNERS if METHODS[method].size])
+def test_a_budget_makes_the_largest_adapter_that_it_allows(method: str, base: Path) -> None:
+    size, least = METHODS[method].size, METHODS[method].smallest
+    options = {name: value for name, value in FITTED.get(method, {}).items() if name != size}
+    smallest = trainable(adapted(base, method, **sized(AdaptationConfig(method=method, **options), least).options))
+    backbone = adapted(base, method, budget=3 * smallest, **options)
+    found = getattr(backbone.model.peft_config["default"], size)
+    assert trainable(backbone) <= 3 * smallest
+    larger = sized(AdaptationConfig(method=method, **options), found + METHODS[method].multiple)
+    assert trainable(adapted(base, method, **larger.options)) > 3 * smallest
+
+
+def trainable(backbone: Backbone) -> int:
+    return sum(parameter.numel() for parameter in backbone.model.parameters() if parameter.requires_grad)

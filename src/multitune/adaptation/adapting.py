@@ -17,6 +17,7 @@ from multitune.errors import MultituneError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from multitune.models.config import ModelConfig
     from multitune.models.loading import Backbone, ModelFacts
     from multitune.tasks.task import Form, Task
 
@@ -72,6 +73,8 @@ def adapt(
         from peft import prepare_model_for_kbit_training
 
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    if config.budget is not None:
+        config = sized_within(config, backbone.config)
     adapted = _place(base, backbone.form, config, steps, seed)
     if encoder:
         model.encoder = adapted
@@ -107,10 +110,33 @@ def trainable_parameters(
         return heads + half_round(model, config.half, seed=seed, round=round).trainable
     if config.method != "full":
         try:
-            model = _place(model, form, config, steps=None, seed=0)
+            model = _place(model, form, sized_within(config, facts.config), steps=None, seed=0)
         except (NotImplementedError, RuntimeError):
             return None
-    return heads + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return heads + _trainable(model)
+
+
+def sized_within(config: AdaptationConfig, base: ModelConfig) -> AdaptationConfig:
+    """Return the config at the size that its budget allows on a base; how many numbers train is counted on shapes."""
+    from multitune.adaptation.budget import within_budget
+    from multitune.models.pretrained import empty_model
+
+    def trainable(sized: AdaptationConfig) -> int:
+        model, form = empty_model(base)
+        try:
+            return _trainable(_place(model.requires_grad_(False), form, sized, steps=None, seed=0))
+        except (NotImplementedError, RuntimeError) as error:
+            raise MultituneError(
+                f"How many numbers {config.method} trains is known only once the weights are loaded.",
+                "adapt.budget",
+                "Give the options of the method instead: see multitune methods.",
+            ) from error
+
+    return within_budget(config, empty_model(base)[0].num_parameters(), trainable)
+
+
+def _trainable(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def allocate_ranks(model: Any, step: int) -> None:
@@ -225,7 +251,8 @@ def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, s
     architecture = type(base).__name__
     try:
         peft_config = _peft_config(base, form, config, steps)
-        with peft_warnings_logged(), torch.random.fork_rng(devices=[]):
+        counted_only = next(base.parameters()).is_meta
+        with peft_warnings_logged(logging.DEBUG if counted_only else logging.INFO), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = get_peft_model(base, peft_config)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
@@ -235,6 +262,9 @@ def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, s
             f"adapt.method: {config.method}",
             "Change the option it speaks of, name target_modules that the model has, or choose lora.",
         ) from error
+    for name, parameter in adapted.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's own count, which peft would train on the meta device
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise MultituneError(
             f"The method '{config.method}' found nothing to train in {architecture}.",

@@ -12,10 +12,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from multitune.adaptation.half_config import HalfConfig, half_problems
-from multitune.adaptation.methods import METHODS, NOT_OFFERED, REQUIRED
+from multitune.adaptation.methods import METHODS, NOT_OFFERED, REQUIRED, WITHOUT_ADAPTER
 from multitune.errors import nearest
 
 FIELDS_FILE = "peft_fields.json"
@@ -27,11 +27,14 @@ class AdaptationConfig(BaseModel):
     Attributes:
         method: ``full``, ``half`` (options: `HalfConfig`) or the name of a peft method in lower case; see METHODS for
             the defaults that differ from peft's. In YAML a plain string means the method.
+        budget: numbers that may train, or, below 1, their share of the base's parameters; the method is made as large
+            as that allows (see `multitune.adaptation.budget`).
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     method: str = "full"
+    budget: float | None = Field(None, gt=0, description="numbers that may train; below 1: share of the base's")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -41,7 +44,7 @@ class AdaptationConfig(BaseModel):
     @property
     def resolved(self) -> dict[str, Any]:
         """The options with the method's defaults."""
-        return {**METHODS[self.method], **self.options}
+        return {**METHODS[self.method].defaults, **self.options}
 
     @property
     def half(self) -> HalfConfig | None:
@@ -55,7 +58,10 @@ class AdaptationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known_options(self) -> AdaptationConfig:
-        problems = [*_method_problems(self.method)] or [*_option_problems(self.method, self.options)]
+        problems = [*_method_problems(self.method)] or [
+            *_option_problems(self.method, self.options),
+            *_budget_problems(self.method, self.options, self.budget),
+        ]
         if problems:
             raise ValueError(" ".join(problems))
         return self
@@ -96,6 +102,17 @@ def _option_problems(method: str, options: Mapping[str, Any]) -> list[str]:
     missing = [name for name in REQUIRED.get(method, ()) if name not in options]
     problems += [f"The method '{method}' needs the option '{name}'." for name in missing]
     return problems
+
+
+def _budget_problems(method: str, options: Mapping[str, Any], budget: float | None) -> list[str]:
+    if budget is None:
+        return []
+    if method in WITHOUT_ADAPTER:
+        return [f"The method '{method}' has no size that a budget could set."]
+    size = METHODS[method].size
+    if size in options:
+        return [f"Both budget and {size} say how large the adapter is; leave one out."]
+    return []
 
 
 def _is_choice(value: str, field: Mapping[str, Any]) -> bool:

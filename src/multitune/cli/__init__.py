@@ -15,6 +15,7 @@ from multitune.cli import (
     init,
     launch_config,
     merge,
+    methods,
     predict,
     quickstart,
     report,
@@ -43,6 +44,7 @@ app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.command("merge")(merge.merge)
 app.command("extract-lora")(extract_lora.extract_lora)
+app.command("methods")(methods.methods)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

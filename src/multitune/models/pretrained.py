@@ -310,14 +310,14 @@ def _agree_on_tokens(model: Any, tokenizer: Any, config: ModelConfig) -> None:
 
 
 @contextmanager
-def peft_warnings_logged() -> Iterator[None]:
+def peft_warnings_logged(level: int = logging.INFO) -> Iterator[None]:
     """Send peft's warnings for users to the log; those about its own use of other libraries concern nobody here."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
         if not issubclass(warning.category, DeprecationWarning | FutureWarning):
-            logger.info("peft: %s", warning.message)
+            logger.log(level, "peft: %s", warning.message)
 
 
 @contextmanager
