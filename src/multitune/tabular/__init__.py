@@ -9,9 +9,11 @@ import importlib
 from typing import Any
 
 PLACES = {
+    "MultiTabBench": "multitab_bench",
     "MultiTabNet": "multitab",
     "MultiTabNetClassifier": "multitab",
     "MultiTabNetRegressor": "multitab",
+    "TabularNetworkBaseline": "multitab_baselines",
     "multitask_gain": "network_scores",
 }
 """Every public name and the file that holds it."""

@@ -181,6 +181,12 @@ class NetworkEstimator(BaseEstimator):
     ) -> History:
         mine = rows.of_targets(group).labelled()
         targets = [self.targets_[t] for t in group]
+        if len(mine) < 2:
+            raise TableError(
+                f"Only {len(mine)} row is left to learn from, with n_samples = {len(rows)}.",
+                f"targets {', '.join(target.name for target in targets)}",
+                "Give two labelled rows or more.",
+            )
         held_out = None if validation is None else validation.of_targets(group)
 
         def validate() -> float:

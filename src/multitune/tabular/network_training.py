@@ -251,8 +251,9 @@ def _epoch(
 ) -> list[float]:
     order = torch.randperm(len(rows), generator=shuffle)
     total_T = weight_T = torch.zeros((), device=place.device)
-    # batches of nearly one size: no small rest, whose batch statistics and neighbours would be odd
-    for batch in order.tensor_split(math.ceil(len(rows) / settings.batch_size)):
+    # batches of nearly one size, two rows at least: no small rest, whose batch statistics and neighbours would be odd
+    batches = max(1, min(math.ceil(len(rows) / settings.batch_size), len(rows) // 2))
+    for batch in order.tensor_split(batches):
         mine = rows.take(batch[place.process :: place.processes].to(rows.numeric.device)).to(place.device)
         assert mine.labels is not None
         with autocast(settings.precision, place.device):
