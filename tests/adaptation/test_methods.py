@@ -58,8 +58,10 @@ class Tokens:
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    small_llama(VOCABULARY, **SIZES).save_pretrained(tmp_path / "base")
+def base(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The folder of a Llama; with biases for the method that trains them."""
+    method = request.node.callspec.params.get("method") if hasattr(request.node, "callspec") else None
+    small_llama(VOCABULARY, **SIZES, attention_bias=method == "bitfit").save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 

@@ -278,6 +278,9 @@ def _peft_config(base: Any, form: Form, config: AdaptationConfig, steps: int | N
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    from multitune.models.tuners import register_tuners
+
+    register_tuners()
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config.method.upper())]
     options = _defaults_from_model(base, form, config.method, steps) | config.resolved
     return config_class(task_type=TASK_TYPES[form], **_nested(config_class, options))

@@ -1,4 +1,4 @@
-"""Writes `peft_fields.json`: the options of every peft method, for checking recipes without importing peft.
+"""Writes `peft_fields.json`: the options of every peft method and of ours, for checking recipes without importing peft.
 
 Run ``python -m multitune.adaptation.fields`` after changing the tested version of peft.
 """
@@ -36,6 +36,9 @@ def installed_fields() -> dict[str, Any]:
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    from multitune.models.tuners import register_tuners
+
+    register_tuners()
     methods = {
         peft_type.value.lower(): {"config": config.__name__, "fields": _fields(config)}
         for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()

@@ -74,6 +74,9 @@ METHODS: dict[str, Method] = {
     "half": Method(
         "selective", "half of the matrices of every layer, drawn anew each round", "about half", "2404.18466"
     ),
+    "bitfit": Method(
+        "selective", "the biases of the linear layers and norms", "d_out per bias", "2106.10199"
+    ),
     "beft": Method(
         "selective", "a bias on the value projections", "d_out per matrix", "2509.15974", merges=False
     ),  # no layer takes a bias that it has not got
@@ -94,6 +97,10 @@ METHODS: dict[str, Method] = {
         "additive", "prompts in the upper layers' attention, behind a gate that starts at zero",
         "adapter_len x width + 1 per layer", "2303.16199", {"adapter_len": 10}, "adapter_len",
         merges=False, modalities=("text",),
+    ),
+    "bottleneck": Method(
+        "additive", "h + s U f(D h) behind attention and feed-forward, behind the latter alone, or beside it",
+        "2 r d + r + d per place", "1902.00751", size="r", merges=False,
     ),
     "ia3": Method(
         "additive", "a learned factor for every key, value and feed-forward activation", "d per place", "2205.05638",

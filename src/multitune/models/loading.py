@@ -171,6 +171,9 @@ def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """
     from peft import PeftModel
 
+    from multitune.models.tuners import register_tuners
+
+    register_tuners()
     try:
         with peft_warnings_logged():
             if isinstance(model, PeftModel):
