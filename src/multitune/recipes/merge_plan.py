@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multitune.recipes.graph import MergeNode, build
+from multitune.recipes.merge_learning import looks_at_rows
 from multitune.recipes.schema import Recipe
 
 
@@ -18,7 +19,7 @@ class MergeNodePlan:
         name, method, models: the node, its method, and how many models it merges.
         candidates: merges that are compared before; 0 without a search.
         bytes_to_read, bytes_to_write: with every model as large as the base in the base's own type; adapters are less.
-        seconds: forecast of one merge on this machine.
+        seconds: forecast of one merge on this machine; of a method that looks at rows, of the writing alone.
     """
 
     name: str
@@ -57,5 +58,5 @@ def _plan(node: MergeNode, recipe: Recipe) -> MergeNodePlan | None:
         candidates=math.prod(len(values) for values in over.values()) if over else 0,
         bytes_to_read=base.bytes * (models + (node.step.base is not None)),
         bytes_to_write=written,
-        seconds=forecast_seconds(node.step.method, entries, models),
+        seconds=forecast_seconds("task_arithmetic" if looks_at_rows(node.step) else node.step.method, entries, models),
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from multitune.errors import MultituneError, nearest
 from multitune.weights.config import Lines, MergeConfig
+from multitune.weights.learned.step_config import LEARNED_METHODS
 from multitune.weights.parameters import METHOD_PARAMETERS, check
 
 if TYPE_CHECKING:
@@ -74,10 +75,18 @@ class Tried:
 
 
 def searched_tasks(step: MergeStep, recipe: Recipe) -> tuple[str, ...]:
-    """Return the tasks whose validation rows choose among a step's candidates; none where nothing is searched."""
-    if step.search is None:
+    """Return the tasks whose validation rows a step looks at: to choose among candidates, or because its method does.
+
+    Without names these are all that have some; a method that learns from them leaves held-out tasks out.
+    """
+    learns = step.method in LEARNED_METHODS
+    if step.search is None and not learns:
         return ()
-    return tuple(name for name, task in recipe.tasks.items() if task.validation is not None)
+    if step.tasks != "all":
+        named = step.tasks
+    else:
+        named = recipe.training_tasks if learns else tuple(recipe.tasks)
+    return tuple(name for name in named if name in recipe.tasks and recipe.tasks[name].validation is not None)
 
 
 def candidates(config: MergeConfig, over: Over) -> list[Candidate]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.recipes.graph import MergeNode
+from multitune.recipes.learned_merge import LEARNED_FILE, merge_by_rows
+from multitune.recipes.merge_learning import looks_at_rows
 from multitune.recipes.merge_search import SEARCH_FILE, Tried, best_of, candidates, search
 from multitune.recipes.run_folder import remove, write_whole
 from multitune.recipes.schema import BASE, MergeStep, Recipe
@@ -34,12 +36,12 @@ def merge_models(
     """Merge a node's models into ``place/model`` and return the facts of its artifact.
 
     With a search, every candidate is compared on the validation rows of ``tasks`` first (``place/search.json``), and
-    the best is what is merged.
+    the best is what is merged. A method that looks at rows itself leaves ``place/coefficients.json``.
 
     Args:
         node: the node.
         recipe: for the base and the folder of the data.
-        tasks: resolved, that choose among candidates.
+        tasks: resolved, that choose among candidates or that the method looks at.
         place: folder of the node.
         models: folder of every model that is base or a node; None for the recipe's own.
     """
@@ -54,13 +56,14 @@ def merge_models(
         config = best.candidate.config
         facts["chosen"] = dict(best.candidate.values)
     remove(place / "model")
-    report = merge_with_heads(config, place / "model", recipe.model, recipe.tasks)
     named = [each.model for each in step.models] or [each.model for part in step.slices for each in part.sources]
+    facts |= {"name": node.name, "method": config.method, "base": step.base, "models": named}
+    if looks_at_rows(step):
+        measured, told = merge_by_rows(config, named, tasks, recipe, place / "model")
+        write_whole(place / LEARNED_FILE, json.dumps(told, indent=1) + "\n")
+        return facts | measured
+    report = merge_with_heads(config, place / "model", recipe.model, recipe.tasks)
     return facts | {
-        "name": node.name,
-        "method": config.method,
-        "base": step.base,
-        "models": named,
         "seconds": round(report.seconds, 2),
         "tensors": report.tensors,
         "bytes_written": report.bytes_written,

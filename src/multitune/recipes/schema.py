@@ -84,6 +84,9 @@ class MergeStep(MergeConfig):
     do: Literal["merge"]
     base: str | None = Field(BASE, description="what all models were tuned from: base, a step's name, or a folder")
     search: MergeSearch | None = Field(None, description="values that are tried, on validation rows alone")
+    tasks: Literal["all"] | tuple[str, ...] = Field(
+        "all", description="whose validation rows a search, or a method that learns from rows, looks at"
+    )
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from multitune.reporting import charts, facts, training_curves
 from multitune.reporting.coefficients import coefficients
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.continual import sequences
+from multitune.reporting.learned_merges import learned_merges
 from multitune.reporting.merge_search import merge_searches
 from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
@@ -76,6 +77,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "balance": training_curves.balance_panels(runs[0]),
         "coefficients": coefficients(runs[0]),
         "searches": merge_searches(runs[0]),
+        "learned": learned_merges(runs[0]),
         "throughput": training_curves.throughput(runs),
         "mixtures": training_curves.mixtures(runs[0]),
         "samples": pick_samples(runs[0], comparison.tables),

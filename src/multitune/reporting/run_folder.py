@@ -30,6 +30,7 @@ class Run:
         logs: per train node, the lines of its log; nodes in the order of the recipe's steps.
         artifacts: per finished node, its artifact.json.
         searches: per merge node that compared candidates, its search.json; their rows are not among ``scores``.
+        learned: per merge node that looked at rows itself, its coefficients.json.
         evaluations: per train node that evaluated validation rows, the lines of validation.jsonl.
     """
 
@@ -42,6 +43,7 @@ class Run:
     artifacts: Mapping[str, Mapping[str, Any]]
     evaluations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    learned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -114,6 +116,7 @@ def read_run(folder: Path) -> Run:
         facts=read_json(folder / "run.json"),
         scores=[row for row in Scoreboard.load(board).rows if CANDIDATE not in row["step"]],
         searches={node: found for node in nodes if (found := read_json(steps / node / "search.json"))},
+        learned={node: found for node in nodes if (found := read_json(steps / node / "coefficients.json"))},
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},
         evaluations={node: lines for node in nodes if (lines := read_json_lines(steps / node / "validation.jsonl"))},
         artifacts={node: facts for node in nodes if (facts := read_json(steps / node / "artifact.json"))},

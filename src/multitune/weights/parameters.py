@@ -15,6 +15,7 @@ from typing import Any
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.models.architecture import TensorPlace
 from multitune.weights.config import MergeConfig, Value
+from multitune.weights.learned.step_config import LEARNED_METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,12 @@ def check(config: MergeConfig) -> None:
             kind, no base where one is needed, too few or too many models, a model given twice, a base among the
             models; all mistakes at once.
     """
+    if config.method in LEARNED_METHODS:
+        raise MultituneError(
+            f"The method '{config.method}' looks at rows, and a merge of files has none.",
+            f"method: {config.method}",
+            "Give it in a merge step of a recipe whose tasks have validation rows.",
+        )
     if config.method not in METHOD_PARAMETERS:
         raise MultituneError(
             f"The merging method '{config.method}' does not exist.{nearest(config.method, METHOD_PARAMETERS)}",

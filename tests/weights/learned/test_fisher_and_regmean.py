@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from multitune.errors import MultituneError
-from multitune.weights.learned.fisher import diagonal_fisher, fisher_merge
-from multitune.weights.learned.regmean import gram_matrices, regmean
+from multitune.weights.learned.fisher import FisherAverage, diagonal_fisher, fisher_merge
+from multitune.weights.learned.regmean import RegMeanAverage, gram_matrices, regmean
 
 
 def logistic(weight):
@@ -32,6 +33,38 @@ def test_fisher_information_of_a_softmax_layer_in_closed_form():
     sampled = diagonal_fisher(model, rows.repeat(700, 1).split(1), labels="sampled", seed=1)
     assert sampled["weight"] == pytest.approx(expected, rel=0.1)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_drawn_labels_take_batches_and_expect_the_same():
+    """The square of a batch's summed gradient expects the sum of its rows' squares: other rows' gradients cancel."""
+    model = logistic([[1.0, 0.5], [-0.3, 0.2]])
+    rows = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 3.0]], dtype=torch.float64)
+    expected = diagonal_fisher(model, rows.split(1))["weight"]
+    batches = rows.repeat(4000, 1).split(3)
+    assert diagonal_fisher(model, batches, labels="sampled", seed=1)["weight"] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("labels", "size"), [("expected", 1), ("sampled", 4)])
+def test_one_output_is_the_mean_of_a_normal_distribution(labels, size):
+    """log p = -(y - f)^2 / 2, so F = (d f / d W)^2 = x^2."""
+    model = nn.Linear(2, 1, bias=False).double()
+    rows = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 3.0], [2.0, 0.0]], dtype=torch.float64)
+    batches = rows.repeat(1 if size == 1 else 5000, 1).split(size)
+    found = diagonal_fisher(model, batches, labels=labels, seed=0)["weight"][0]
+    assert found == pytest.approx(rows.square().mean(0), rel=1e-12 if size == 1 else 0.05)
+
+
+@pytest.mark.parametrize("kind", [FisherAverage, RegMeanAverage])
+def test_models_are_given_one_after_the_other_and_none_is_kept(kind):
+    average = kind()
+    left = []
+    for _ in range(3):
+        tensor = torch.randn(4, 5)
+        left.append(weakref.ref(tensor))
+        average.add({"w": tensor}, {"w": torch.eye(5) if kind is RegMeanAverage else torch.rand(4, 5)})
+        del tensor
+    assert all(one() is None for one in left)
+    assert average.result()["w"].shape == (4, 5)
 
 
 def test_a_frozen_parameter_is_left_out_and_the_models_mode_comes_back():
@@ -148,7 +181,7 @@ def test_merging_one_model_returns_it():
     ("wrong", "what"),
     [
         (lambda m, x: diagonal_fisher(m, []), "no row to measure"),
-        (lambda m, x: diagonal_fisher(m, [x]), "logits of one row"),
+        (lambda m, x: diagonal_fisher(m, [x]), r"logits of shape \[1, classes\], not \[40, 4\]"),
         (lambda m, x: diagonal_fisher(m, [x[:1] * torch.nan]), "no number"),
         (lambda m, x: fisher_merge([], []), "0 models"),
         (lambda m, x: fisher_merge([m.state_dict()], [{}], [0.0]), "do not fit"),

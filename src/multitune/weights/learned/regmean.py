@@ -72,6 +72,68 @@ def gram_matrices(
     return {name: gram / rows[name] for name, gram in grams.items()}
 
 
+class RegMeanAverage:
+    """The regression mean of models that are given one after the other.
+
+    Held are, for every layer, the sum of X^T X [I, I], what it pulls towards [I, O] and the sum of the weights, in
+    float64 (the sum of the matrices is often nearly singular), however many models there are.
+
+    Args:
+        alpha: see ``regmean``.
+    """
+
+    def __init__(self, alpha: float = 0.9) -> None:
+        self._alpha = alpha
+        self._models = 0
+        self._first: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._grams: dict[str, Tensor] = {}
+        self._pulled: dict[str, Tensor] = {}
+
+    def add(self, state: State, grams: State) -> None:
+        """Take in one model; nothing of it is kept but its part of the sums.
+
+        Args:
+            state: the model's weights; all models' under the same names.
+            grams: X^T X, see ``gram_matrices``; a weight is merged by them where all models have it.
+
+        Raises:
+            MultituneError: other names or shapes than the first model's.
+        """
+        if self._models:
+            require_same_tensors(self._first, state)
+            self._grams = {name: gram for name, gram in self._grams.items() if name in grams}
+        for name, tensor in state.items():
+            if not self._first.get(name, tensor).is_floating_point():
+                self._first.setdefault(name, tensor.detach().clone())
+                continue
+            # an empty tensor of the first one's type tells names, shapes and types without holding weights
+            self._first.setdefault(name, tensor.new_empty(()).expand(tensor.shape))
+            regressed = name in grams and (self._models == 0 or name in self._grams)
+            weight = tensor.detach().double() if regressed else tensor.detach().to(exact(tensor.dtype))
+            self._sums[name] = self._sums[name] + weight if name in self._sums else weight
+            if regressed:
+                shrunk_II = _shrunk(grams[name].to(weight.device, torch.float64), self._alpha)
+                for sums, part in ((self._grams, shrunk_II), (self._pulled, shrunk_II @ weight.T)):
+                    sums[name] = sums[name].add_(part) if name in sums else part
+        self._models += 1
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the merged weights, in the first model's types; the sums are used up."""
+        merged = {}
+        for name, first in self._first.items():
+            if name not in self._sums:
+                merged[name] = first
+                continue
+            mean = self._sums.pop(name) / self._models
+            if name in self._grams:
+                gram_II, mean_IO = self._grams.pop(name), mean.double().T
+                # relative to the mean, which then stays wherever the inputs of all models say nothing
+                mean = (mean_IO + _solved(gram_II, self._pulled.pop(name) - gram_II @ mean_IO)).T.contiguous()
+            merged[name] = mean.to(first.dtype)
+        return merged
+
+
 def regmean(states: Sequence[State], grams: Sequence[State], alpha: float = 0.9) -> dict[str, Tensor]:
     """Return the merged weights.
 
@@ -90,25 +152,10 @@ def regmean(states: Sequence[State], grams: Sequence[State], alpha: float = 0.9)
             "regmean",
             "Give one measurement per model, and alpha from 0 to 1.",
         )
-    for state in states[1:]:
-        require_same_tensors(states[0], state)
-    return {name: _merged(name, [state[name] for state in states], grams, alpha) for name in states[0]}
-
-
-def _merged(name: str, tensors: list[Tensor], grams: Sequence[State], alpha: float) -> Tensor:
-    first = tensors[0]
-    if not first.is_floating_point():
-        return first.clone()
-    if not all(name in one for one in grams):
-        return torch.stack([tensor.to(exact(first.dtype)) for tensor in tensors]).mean(0).to(first.dtype)
-    # in float64: the sum of the matrices is often nearly singular
-    shrunk_MII = torch.stack([_shrunk(one[name].double(), alpha) for one in grams])
-    weight_MIO = torch.stack([tensor.double().T for tensor in tensors])
-    mean_IO = weight_MIO.mean(0)
-    # relative to the mean, which then stays wherever the inputs of all models say nothing
-    pulled_IO = (shrunk_MII @ (weight_MIO - mean_IO)).sum(0)
-    merged_IO = mean_IO + _solved(shrunk_MII.sum(0), pulled_IO)
-    return merged_IO.T.contiguous().to(first.dtype)
+    average = RegMeanAverage(alpha)
+    for state, of_model in zip(states, grams, strict=True):
+        average.add(state, of_model)
+    return average.result()
 
 
 def _solved(gram_II: Tensor, pulled_IO: Tensor) -> Tensor:
