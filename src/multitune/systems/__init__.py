@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder
+from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder, multitab
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -192,14 +192,7 @@ _GALLERY = (
         "Instruction tuning carries over to new examples, new tasks and new families of tasks, each measured.",
         "scoring",
     ),
-    System(
-        28,
-        "MultiTab",
-        "MultiTab: A Scalable Foundation for Multitask Learning on Tabular Data",
-        "AAAI 2026",
-        "Task tokens under masked attention learn many target columns without crowding one another out.",
-        "tabular",
-    ),
+    multitab.SYSTEM,
     breadcrumbs.SYSTEM,
     System(
         30,
