@@ -180,6 +180,11 @@ def test_a_sweep_compares_on_validation_rows_and_writes_the_best(recipe_with_val
     assert code == 0
     assert [one["name"] for one in told["candidates"]] == ["lambda=0", "lambda=0.5", "lambda=1"]
     assert told["best"] == max(told["candidates"], key=lambda one: one["quality"])["name"]
+    assert all(one["quality"] == next(iter(one["tasks"].values())) for one in told["candidates"])
+    page = (tmp_path / "merged-search" / "search.html").read_text()
+    assert told["search"] == str(tmp_path / "merged-search" / "search.html")
+    assert "quality against lambda" in page
+    assert page.count('<th scope="row">lambda=') == 3
     rows = Scoreboard.load(tmp_path / "merged-search" / "scoreboard.parquet").rows
     assert {row["split"] for row in rows} == {"validation"}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged") is not None

@@ -115,14 +115,24 @@ def _merged(config: MergeConfig, out: Path, sweep: list[str], tasks: Path | None
     answer: dict[str, Any] = {}
     if tasks is not None:
         from multitune.recipes.merge_file import sweep_merge
+        from multitune.reporting.report import write_search_page
 
-        best, answer = sweep_merge(config, sweep, tasks, rows, out)
-        config = best
+        config, told = sweep_merge(config, sweep, tasks, rows, out)
+        page = write_search_page(out.name, told, out.with_name(f"{out.name}-search") / "search.html")
+        answer = {"best": told["best"], "candidates": [_candidate(one) for one in told["candidates"]], "search": page}
     with merging_progress() as progress:
         report = merge_with_heads(config, out, progress=progress)
-    told = _plain(report)
-    del told["parameters"]
-    return {"method": config.method, **told, **answer}
+    done = _plain(report)
+    del done["parameters"]
+    return {"method": config.method, **done, **_plain(answer)}
+
+
+def _candidate(one: dict[str, Any]) -> dict[str, Any]:
+    """Return what a candidate reached: the mean, and every task's first metric."""
+    tasks: dict[str, float] = {}
+    for row in one["rows"]:
+        tasks.setdefault(row["task"], row["value"])
+    return {"name": one["name"], "values": one["values"], "quality": one["quality"], "tasks": tasks}
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -132,9 +142,14 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _summary(answer: dict[str, Any]) -> list[str]:
-    lines = [f"  {one['name']:<40} {one['quality']:.4f}" for one in answer.get("candidates", ())]
-    if lines:
-        lines = ["candidates on validation rows:", *lines, f"best: {answer['best']}", ""]
+    lines = []
+    if candidates := answer.get("candidates"):
+        tasks = list(candidates[0]["tasks"])
+        lines = [f"  {'candidate, on validation rows':<40} {'mean':>7}" + "".join(f"  {task:>7}" for task in tasks)]
+        for one in candidates:
+            scores = "".join(f"  {one['tasks'][task]:>{max(7, len(task))}.4f}" for task in tasks)
+            lines.append(f"  {one['name']:<40} {one['quality']:>7.4f}{scores}")
+        lines += [f"best: {answer['best']}; every candidate: {answer['search']}", ""]
     read, written = answer["bytes_read"] / 1e9, answer["bytes_written"] / 1e9
     lines.append(
         f"{answer['out']}: {answer['tensors']:,} tensors by {answer['method']}, read {read:.2f} GB, wrote "

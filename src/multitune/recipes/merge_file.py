@@ -107,7 +107,6 @@ def sweep_merge(
         name = f"merged@{each.candidate.name}"
         board.append(score_rows(each.rows, run=out.name, step=name, model=name, seed=config.seed))
     board.save(place / "scoreboard.parquet")
-    told["candidates"] = [{key: each[key] for key in ("name", "values", "quality")} for each in told["candidates"]]
     return best.candidate.config, told
 
 

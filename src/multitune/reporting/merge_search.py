@@ -35,10 +35,11 @@ class MergeSearchView:
 
 def merge_searches(run: Run) -> tuple[MergeSearchView, ...]:
     """Return what the searching merges of a run have found."""
-    return tuple(_view(node, told) for node, told in run.searches.items())
+    return tuple(search_view(node, told) for node, told in run.searches.items())
 
 
-def _view(node: str, told: Mapping[str, Any]) -> MergeSearchView:
+def search_view(node: str, told: Mapping[str, Any]) -> MergeSearchView:
+    """Return what one ``search.json`` tells, as tables and charts show it."""
     rows = [CandidateRow(one["name"], one["quality"], _first_metrics(one["rows"])) for one in told["candidates"]]
     tasks = tuple(dict.fromkeys(task for row in rows for task in row.scores))
     values = [one["values"] for one in told["candidates"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from multitune.reporting.coefficients import coefficients
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.continual import sequences
 from multitune.reporting.learned_merges import learned_merges
-from multitune.reporting.merge_search import merge_searches
+from multitune.reporting.merge_search import merge_searches, search_view
 from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
 from multitune.reporting.sweep import effects, is_sweep, read_runs, read_sweep, setting
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,8 +47,27 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
+def write_search_page(name: str, told: Mapping[str, Any], out: Path) -> Path:
+    """Write the page about the candidates of one merge and return its path.
+
+    Args:
+        name: of the merge.
+        told: its ``search.json``.
+        out: the page.
+    """
+    search = search_view(name, told)
+    write_whole(out, _environment().get_template("search.html").render(search=search, version=__version__))
+    return out
+
+
 def render(parts: Sequence[dict[str, Any]], sweeps: Sequence[dict[str, Any]] = ()) -> str:
-    """Return the page's HTML; everything that comes from data is escaped by the template engine."""
+    """Return the page's HTML."""
+    template = _environment().get_template("report.html")
+    return template.render(parts=parts, sweeps=sweeps, version=__version__, base=BASE)
+
+
+def _environment() -> Environment:
+    """Return the templates' environment; everything that comes from data is escaped by it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -59,7 +79,7 @@ def render(parts: Sequence[dict[str, Any]], sweeps: Sequence[dict[str, Any]] = (
     )
     environment.filters |= {"score": score_text, "signed": signed_text, "duration": facts.duration, "key": key}
     environment.filters["breakable"] = breakable
-    return environment.get_template("report.html").render(parts=parts, sweeps=sweeps, version=__version__, base=BASE)
+    return environment
 
 
 def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:

@@ -239,9 +239,9 @@ def _check_index(folder: Path, entries: dict[str, Entry]) -> None:
     for name in sorted(told.keys() | entries.keys()):
         place = entries[name].file.name if name in entries else None
         if told.get(name) != place:
+            really = f"it is in {place}" if place else "it is not there"
             raise MultituneError(
-                f"The index puts the tensor '{name}' into {told.get(name, 'no file')}, "
-                f"and it is in {place or 'none of them'}.",
+                f"The index puts the tensor '{name}' into {told.get(name, 'no file')}, and {really}.",
                 str(index),
                 "Download or copy the model again.",
             )
