@@ -85,6 +85,32 @@ def test_unknown_and_missing_categories_have_codes_of_their_own(learned):
     pd.testing.assert_frame_equal(by_place, estimator.predict(X.head(3)))
     unseen = [estimator.predict(X.head(1).assign(word=word))["value"][0] for word in ("z", "other")]
     assert unseen[0] == unseen[1]
+    table = estimator.networks_[0].tokeniser.table.weight
+    torch.testing.assert_close(table[0], table[1:4].mean(dim=0))
+
+
+def test_labels_come_by_place_where_one_side_has_no_names(learned):
+    estimator, X, Y = learned
+    assert estimator.score(X, Y.to_numpy()) == pytest.approx(estimator.score(X, Y))
+    single = MultiTabNetRegressor(**QUICK).fit(X[["a"]], X["b"])
+    assert single.targets_[0].name == "b" and single.predict(X[["a"]]).shape == (400,)
+    assert single.score(X[["a"]], X["b"].to_numpy()) == single.score(X[["a"]], X["b"].rename("c"))
+    polars = pytest.importorskip("polars")
+    assert MultiTabNetRegressor(**QUICK).fit(X[["a"]], polars.Series(X["b"])).predict(X[["a"]]).shape == (400,)
+
+
+def test_a_device_that_is_not_there(regression_table):
+    with pytest.raises(TableError, match="torch has no device 'abacus' here"):
+        MultiTabNetRegressor(**{**QUICK, "device": "abacus"}).fit(*regression_table)
+
+
+def test_scikit_learn_tells_which_features_matter(regression_table):
+    from sklearn.inspection import permutation_importance
+
+    X, y = regression_table
+    estimator = MultiTabNetRegressor(**{**QUICK, "epochs": 15}).fit(X, y[:, 0])
+    found = permutation_importance(estimator, X, y[:, 0], n_repeats=2, random_state=0)
+    assert found.importances_mean.argmax() == 0
 
 
 def test_the_same_seed_gives_the_same_model(mixed_table):
@@ -224,6 +250,7 @@ def bad(X, Y, place, column, value):
         ("X", "a", np.inf, "Input contains infinity, first in row 4"),
         ("Y", "value", -np.inf, "Input contains infinity, first in row 4"),
         ("X", "word", pd.Timestamp("2020-01-01"), "cannot be a category"),
+        ("X", "word", np.inf, "Input contains infinity"),
         ("X", "word", ["list"], "cannot be a category"),
         ("X", "a", 1 + 2j, "cannot be a category"),
         ("Y", "answer", {"a": 1}, "cannot be a category"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -160,12 +161,14 @@ def numbers_of(column: pd.Series, where: str) -> npt.NDArray[np.float64]:
         ) from None
     infinite = np.isinf(values)
     if infinite.any():
-        raise TableError(
-            f"Input contains infinity, first in row {int(infinite.argmax())}.",
-            where,
-            "Replace infinite values, or leave them missing (NaN).",
-        )
+        raise _infinite(int(infinite.argmax()), where)
     return values
+
+
+def _infinite(row: int, where: str) -> TableError:
+    return TableError(
+        f"Input contains infinity, first in row {row}.", where, "Replace infinite values, or leave them missing (NaN)."
+    )
 
 
 def _first_word(column: pd.Series) -> str:
@@ -179,6 +182,7 @@ def coded(column: pd.Series, where: str) -> tuple[npt.NDArray[np.intp], list[Lev
 
     Raises:
         TableTypeError: a value is neither a word nor a number.
+        TableError: a value is infinite.
     """
     try:
         places, distinct = pd.factorize(column)
@@ -186,9 +190,11 @@ def coded(column: pd.Series, where: str) -> tuple[npt.NDArray[np.intp], list[Lev
         kinds = sorted({type(value).__name__ for value in column if not isinstance(value, (str, int, float))})
         raise _no_level(f"A value of type {kinds[0]}", where) from None
     levels = [value.item() if isinstance(value, np.generic) else value for value in distinct]
-    for level in levels:
+    for number, level in enumerate(levels):
         if not isinstance(level, (str, int, float, bool)):
             raise _no_level(repr(level), where)
+        if isinstance(level, float) and math.isinf(level):
+            raise _infinite(int((places == number).argmax()), where)
     return places, levels
 
 

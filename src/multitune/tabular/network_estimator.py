@@ -29,7 +29,14 @@ from multitune.tabular.multitab_schema import (
     infer_kind,
     kinds_of,
 )
-from multitune.tabular.network_inputs import categorical_places, read_targets, read_weights, validation_rows
+from multitune.tabular.network_inputs import (
+    categorical_places,
+    check_settings,
+    read_targets,
+    read_weights,
+    unnamed_targets,
+    validation_rows,
+)
 from multitune.tabular.network_layers import NetworkTarget, TargetKind
 from multitune.tabular.network_metrics import mean_score, target_metrics, target_values
 from multitune.tabular.network_training import (
@@ -92,7 +99,7 @@ class NetworkEstimator(BaseEstimator):
         Raises:
             TableError: see there; every message says what is wrong with which column.
         """
-        self._check_settings()
+        check_settings(self.get_params(deep=False))
         frame, names = read_features(X)
         labels, self._one_dimensional = read_targets(y, len(frame), type(self).__name__)
         weights = read_weights(sample_weight, len(frame), labels.shape[1])
@@ -211,6 +218,7 @@ class NetworkEstimator(BaseEstimator):
                 f"targets {', '.join(target.name for target in targets)}",
                 f"Lower learning_rate, which is {self.learning_rate:g}.",
             )
+        network.tokeniser.mean_for_unseen()  # type: ignore[union-attr, operator]
         return history
 
     def _batch_rows(self, rows: int) -> int:
@@ -297,18 +305,11 @@ class NetworkEstimator(BaseEstimator):
             raise TableError(
                 f"There are {labels.shape[1]} targets; at fit there were {len(self.targets_)}.", "y", "Give the same."
             )
-        names = [str(name) for name in labels.columns]
-        if names != [target.name for target in self.targets_] and not names[0].startswith("target"):
+        names, fitted = [str(name) for name in labels.columns], [target.name for target in self.targets_]
+        if len(names) > 1 and names != fitted and unnamed_targets(len(names)) not in (names, fitted):
             raise TableError(
-                f"The targets are {names}; at fit they were {[target.name for target in self.targets_]}.",
-                "y",
-                "Give the same columns in the same order.",
+                f"The targets are {names}; at fit they were {fitted}.", "y", "Give the same columns in the same order."
             )
-
-    def _check_settings(self) -> None:
-        from multitune.tabular.network_inputs import check_settings
-
-        check_settings(self.get_params(deep=False))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted estimator as a folder of JSON and safetensors; no pickle. See ``network_saving``."""

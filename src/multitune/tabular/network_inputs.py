@@ -23,12 +23,16 @@ def read_targets(y: Any, rows: int, who: str) -> tuple[pd.DataFrame, bool]:
         raise TableError(f"{who} requires y to be passed, but the target y is None.", "y", "Give the targets.")
     if isinstance(y, Mapping):
         y = pd.DataFrame({name: pd.Series(column) for name, column in y.items()})
+    if hasattr(y, "to_pandas"):
+        y = y.to_pandas()
     frame, one_dimensional = as_frame(y), isinstance(y, pd.Series)
+    if frame is not None and one_dimensional and y.name is None:
+        frame.columns = ["target"]
     if frame is None:
         array = y if isinstance(y, list) else np.asarray(y)
         one_dimensional = np.ndim(np.asarray(array, dtype=object)) == 1
         frame = pd.DataFrame(array).infer_objects()
-        frame.columns = ["target"] if one_dimensional else [f"target_{place}" for place in range(frame.shape[1])]
+        frame.columns = ["target"] if one_dimensional else unnamed_targets(frame.shape[1])
     if len(frame) != rows:
         raise TableError(
             f"Found input variables with inconsistent numbers of samples: {rows} rows of X and {len(frame)} of y.",
@@ -43,6 +47,11 @@ def read_targets(y: Any, rows: int, who: str) -> tuple[pd.DataFrame, bool]:
     if any(pd.api.types.is_complex_dtype(dtype) for dtype in frame.dtypes):
         raise TableError("Complex data not supported.", "y", "Give real numbers or classes.")
     return frame, one_dimensional
+
+
+def unnamed_targets(count: int) -> list[str]:
+    """Return the names that targets of a matrix are given."""
+    return [f"target_{place}" for place in range(count)]
 
 
 def read_weights(sample_weight: Any, rows: int, targets: int) -> npt.NDArray[np.float64] | None:

@@ -66,6 +66,12 @@ class FeatureTokeniser(nn.Module):
         token_BCe = self.table(code_BC.long() + self.offset_C)
         return torch.cat((token_BNe, token_BCe), dim=1)
 
+    @torch.no_grad()
+    def mean_for_unseen(self) -> None:
+        """Give code 0 of every category, which no training row has, the mean of the other codes' vectors."""
+        for start, end in itertools.pairwise([*self.offset_C.tolist(), len(self.table.weight)]):
+            self.table.weight[start] = self.table.weight[start + 1 : end].mean(dim=0)
+
 
 def fill_affine(weight: Tensor, bias: Tensor, fan_in: int, initialisation: Initialisation) -> None:
     """Fill an affine map in place: N(0, 0.01^2) and 0 as the paper, or as torch fills a Linear of that fan-in."""

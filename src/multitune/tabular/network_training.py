@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multitune.tabular.multitab_columns import TableError
 from multitune.tabular.network_layers import NetworkTarget, output_slices
 
 logger = logging.getLogger("multitune.tabular")
@@ -179,6 +180,9 @@ def find_place(device: str) -> Place:
 
     Args:
         device: "auto" takes a CUDA device where there is one, or what torch calls a device.
+
+    Raises:
+        TableError: torch has no such device here.
     """
     from accelerate import PartialState
 
@@ -187,6 +191,11 @@ def find_place(device: str) -> Place:
         return Place(state.device, state.process_index, state.num_processes)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise TableError(f"torch has no device '{device}' here: {first}", "device", 'Set device="auto".') from None
     return Place(torch.device(device))
 
 
