@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from multitune.adaptation.half import half_round
@@ -13,7 +14,8 @@ from multitune.adaptation.half_config import HalfConfig
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import encoder_with_heads, freeze_pooler
-from multitune.models.loading import rounds_of
+from multitune.models.loading import load_saved, rounds_of, save_backbone
+from multitune.models.location import resolve
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
 from multitune.recipes.plan import plan
@@ -109,3 +111,78 @@ def test_an_encoder_trains_its_heads_and_half_of_its_layers():
     frozen = [p for name, p in half.places.items() if name in half.frozen]
     assert {p.layer for p in frozen} == {0, 1}
     assert len({p.unit for p in frozen if p.category == "attention"}) == 4
+
+
+@pytest.fixture
+def delta(chain):
+    """One training whose half alone is saved."""
+    chain["steps"] = {"first": chain["steps"]["first"] | {"export": "delta"}}
+    return chain
+
+
+def test_the_trained_half_alone_and_its_base_are_the_model_to_the_bit(delta, write, tmp_path, model_folder):
+    run(load_recipe(write(delta)), tmp_path / "half")
+    run(load_recipe(write(delta), ["steps.first.export=merged"]), tmp_path / "whole")
+    half, whole = (tmp_path / out / "steps" / "first" / "model" for out in ("half", "whole"))
+    stored = load_file(half / "delta.safetensors")
+    frozen = json.loads((half / "half.json").read_text())["frozen"]
+    assert set(stored) == set(weights(whole)) - set(frozen)
+    assert not (half / "model.safetensors").exists()
+    backbone = load_saved(half)
+    for name, parameter in backbone.model.named_parameters():
+        assert (parameter.detach().numpy() == weights(whole)[name]).all(), name
+    assert backbone.rounds == 1 and "load_saved" in (half / "README.md").read_text()
+    save_backbone(backbone, tmp_path / "again", merged=True)
+    assert changed(weights(tmp_path / "again"), weights(whole)) == set()
+    assert run(load_recipe(write(delta)), tmp_path / "half").done == ()
+
+
+def test_the_trained_half_is_scored_and_needs_its_very_base(delta, write, tmp_path, model_folder):
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    delta |= {"model": str(base), "score": {"rows": 2}}
+    run(load_recipe(write(delta)), tmp_path / "run")
+    folder = tmp_path / "run" / "steps" / "first" / "model"
+    other = weights(base)
+    name = json.loads((folder / "half.json").read_text())["frozen"][0]
+    save_file(other | {name: other[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MultituneError, match="not the model whose half was trained: its other tensors have changed"):
+        load_saved(folder)
+    with pytest.raises(MultituneError, match="holds the tensors that half fine-tuning changed, and no others"):
+        resolve(ModelConfig(name=str(folder)))
+    stored = folder / "delta.safetensors"
+    stored.write_bytes(stored.read_bytes()[:-8])
+    with pytest.raises(MultituneError, match="cut short"):
+        load_saved(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"adapt": "full"}, "'full' freezes no half"),
+        ({"adapt": {"method": "half", "resample": "epoch"}}, "another half at every epoch changes everything"),
+        ({"model": "zeroth"}, "'zeroth' is trained in this recipe"),
+    ],
+)
+def test_a_delta_that_cannot_be_is_refused(delta, write, change, what):
+    delta["steps"]["zeroth"] = {"adapt": "full"}
+    delta["steps"]["first"] |= change
+    with pytest.raises(MultituneError, match=what):
+        load_recipe(write(delta))
+
+
+def test_a_delta_is_neither_trained_further_nor_merged(delta, write):
+    delta["steps"]["more"] = {"model": "first"}
+    delta["steps"]["merged"] = {"do": "merge", "method": "task_arithmetic", "models": ["first"]}
+    with pytest.raises(MultituneError) as caught:
+        load_recipe(write(delta))
+    assert "leaves what it trained alone, which cannot be trained further" in str(caught.value)
+    assert "leaves the tensors that it trained alone, and a merge reads whole models" in str(caught.value)
+
+
+def test_the_manifest_of_redrawn_halves_speaks_of_the_first_epoch(chain, write, tmp_path):
+    chain["steps"]["first"]["adapt"]["resample"] = "epoch"
+    del chain["steps"]["second"]
+    run(load_recipe(write(chain)), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "steps" / "first" / "model" / "half.json").read_text())
+    assert "frozen" not in told and told["frozen_in_first_epoch"]

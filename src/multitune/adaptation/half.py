@@ -79,8 +79,13 @@ class HalfRound:
             "trainable_parameters": self.trainable,
             "parameters": self.parameters,
             "shares": {name: round(share, 6) for name, share in self.shares().items()},
-            "frozen": sorted(self.frozen),
+            self._frozen_key: sorted(self.frozen),
         }
+
+    @property
+    def _frozen_key(self) -> str:
+        """What the manifest calls the frozen tensors: those of the first epoch where every epoch draws anew."""
+        return "frozen" if self.config.resample == "run" else "frozen_in_first_epoch"
 
 
 def half_round(model: nn.Module, config: HalfConfig, *, seed: int, round: int = 1, epoch: int = 0) -> HalfRound:
@@ -164,12 +169,14 @@ def from_manifest(half: HalfRound, file: Path) -> HalfRound:
     except FileNotFoundError:
         return half
     drawn = half.manifest()
-    if any(written.get(key) != drawn[key] for key in (*HalfConfig.model_fields, "seed", "round")):
+    same = all(written.get(key) == drawn[key] for key in (*HalfConfig.model_fields, "seed", "round"))
+    if not same or half._frozen_key not in written:
         return half
-    if unknown := sorted(set(written["frozen"]) - set(half.sizes)):
+    names = written[half._frozen_key]
+    if unknown := sorted(set(names) - set(half.sizes)):
         raise MultituneError(
             f"The manifest freezes '{unknown[0]}', which the model does not have.",
             str(file),
             "Remove the file and its checkpoints to begin the step anew.",
         )
-    return dataclasses.replace(half, frozen=frozenset(written["frozen"]))
+    return dataclasses.replace(half, frozen=frozenset(names))

@@ -14,7 +14,8 @@ from typing import Any
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import HEADS_FILE, MultiTaskEncoder, encoder_with_heads, load_heads, save_heads
-from multitune.models.location import checked_folder, resolve
+from multitune.models.location import checked_folder, holds_delta, resolve
+from multitune.models.partial import load_trained, save_trained
 from multitune.models.pretrained import (
     Backbone,
     ModelFacts,
@@ -68,7 +69,7 @@ def load_backbone(config: ModelConfig, tasks: Sequence[Task] = (), device: str =
     return backbone
 
 
-def save_backbone(backbone: Backbone, folder: Path, *, merged: bool) -> None:
+def save_backbone(backbone: Backbone, folder: Path, *, merged: bool, delta: bool = False) -> None:
     """Write model and tokenizer so that the ecosystem loads them without this package.
 
     An adapter is written as peft's own folder, or, with ``merged``, added into the weights and written as a whole
@@ -80,6 +81,7 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool) -> None:
         backbone: what was trained; it is left as it is.
         folder: created if missing; model files of an earlier save in it are replaced, other files stay.
         merged: whether adapters are added into the weights.
+        delta: whether only the parameters that require gradients are written; loading them needs the base.
 
     Raises:
         MultituneError: the folder cannot be written, or the adapter cannot be merged.
@@ -88,7 +90,7 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            _write(backbone, Path(temporary), merged)
+            _write(backbone, Path(temporary), merged, delta)
             folder.mkdir(exist_ok=True)
             for pattern in _MODEL_FILES:
                 for stale in folder.glob(pattern):
@@ -117,9 +119,11 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
     """
     folder = checked_folder(Path(folder))
     described = description_of(folder)
-    adapter = (folder / "adapter_config.json").is_file()
-    config = base_of_adapter(folder) if adapter else ModelConfig(name=str(folder), form=described.get("form"))
-    backbone = load_pretrained(config, device)
+    adapter, delta = (folder / "adapter_config.json").is_file(), holds_delta(folder)
+    own = ModelConfig(name=str(folder), form=described.get("form"))
+    backbone = load_pretrained(base_of_adapter(folder) if adapter or delta else own, device)
+    if delta:
+        load_trained(backbone.model, folder)
     if adapter:
         backbone.model = add_adapter(backbone.model, folder)
     if (folder / HEADS_FILE).is_file():
@@ -193,10 +197,13 @@ def _carrier(model: Any) -> Any:
     return model.encoder if isinstance(model, MultiTaskEncoder) else model
 
 
-def _write(backbone: Backbone, folder: Path, merged: bool) -> None:
+def _write(backbone: Backbone, folder: Path, merged: bool, delta: bool) -> None:
     adapted = hasattr(_carrier(backbone.model), "peft_config")
     whole = merged_model(backbone) if adapted and merged else _carrier(backbone.model)
-    whole.save_pretrained(folder)
+    if delta:
+        save_trained(whole, folder)
+    else:
+        whole.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     if isinstance(backbone.model, MultiTaskEncoder):
         save_heads(backbone.model, folder)

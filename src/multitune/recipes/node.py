@@ -183,7 +183,7 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
             backbone.rounds += 1
             if backbone.form != "encoder":  # an encoder knows its tasks by its heads; any model can be asked by them
                 backbone.tasks = tuple(tasks)
-            save_backbone(backbone, place / "model", merged=step.export == "merged")
+            save_backbone(backbone, place / "model", merged=step.export == "merged", delta=step.export == "delta")
             if backbone.half is not None:
                 write_manifest(backbone.half, place / "model")
     except OSError as error:

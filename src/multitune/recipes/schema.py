@@ -36,7 +36,10 @@ class TrainStep(BaseModel):
     mixture: MixtureConfig = Proportional()
     adapt: AdaptationConfig = AdaptationConfig(method="lora")
     training: TrainingConfig = TrainingConfig()
-    export: Literal["adapter", "merged"] = Field("adapter", description="what a trained adapter is saved as")
+    export: Literal["adapter", "merged", "delta"] = Field(
+        "adapter",
+        description="what is saved: a trained adapter, the whole model, or what half fine-tuning changed alone (delta)",
+    )
 
 
 class ScoreStep(ScoreConfig):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitune.errors import MultituneError
-from multitune.models.location import checked_folder, weight_files
+from multitune.models.location import weight_files, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ class Checkpoint:
             MultituneError: no folder, no config, only pickled weights, a shard cut short or damaged, an index that
                 does not say what the shards hold, an adapter that is no LoRA.
         """
-        path = checked_folder(Path(folder).expanduser())
+        path = whole_folder(Path(folder).expanduser())
         files = weight_files(path)
         entries: dict[str, Entry] = {}
         digest = hashlib.sha256()
