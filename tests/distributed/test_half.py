@@ -33,6 +33,9 @@ TRAINING = {
     "save_steps": 2,
 }
 
+EPOCHS = {"steps": None, "epochs": 2, "batch_size": 20, "pack": "never", "learning_rate": 1e-4}
+"""Two steps in every epoch."""
+
 
 def run(command: list[str], folder: Path) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
@@ -52,11 +55,14 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("half")
     lines = [{"input": f"say {i} " + "x " * (i % 7), "target": f"a{i % 5} " * (1 + i % 4)} for i in range(40)]
     (folder / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    step = {"adapt": {"method": "half"}, "training": TRAINING}
-    recipe = {"model": "tiny", "tasks": {"a": {"train": "a.jsonl"}}, "score": False, "steps": {"half": step}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    half = {"half": {"adapt": {"method": "half"}, "training": TRAINING}}
+    redrawn = {"redrawn": {"adapt": {"method": "half", "resample": "epoch"}, "training": TRAINING | EPOCHS}}
+    for name, steps in (("recipe", half), ("both", half | redrawn)):
+        recipe = {"model": "tiny", "tasks": {"a": {"train": "a.jsonl"}}, "score": False, "steps": steps}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     for name, launcher in LAUNCHERS.items():
-        run([*launcher, "-m", "multitune", "run", "recipe.yaml", "--out", name], folder)
+        recipe = "recipe.yaml" if name == "fsdp2" else "both.yaml"
+        run([*launcher, "-m", "multitune", "run", recipe, "--out", name], folder)
     return folder
 
 
@@ -71,3 +77,14 @@ def test_two_processes_train_the_half_that_one_trains(runs: Path, name: str) -> 
         assert tensor.equal(base[tensor_name].data) == (tensor_name in manifests[0]["frozen"]), tensor_name
     difference = max(float((one[n].float() - two[n].float()).abs().max()) for n in one)
     assert difference <= 4e-3  # three steps of Adam at 1e-3; fsdp2.yaml asks for bfloat16
+
+
+def test_two_processes_redraw_the_halves_that_one_redraws(runs: Path) -> None:
+    one, two = (load_file(runs / name / "steps" / "redrawn" / "model" / "model.safetensors") for name in ("one", "ddp"))
+    assert max(float((one[n].float() - two[n].float()).abs().max()) for n in one) <= 1e-4  # four steps of 1e-4
+    assert sum(float((one[n].float() - two[n].float()).abs().mean()) for n in one) / len(one) <= 1e-6
+    told = json.loads((runs / "ddp" / "steps" / "redrawn" / "half.json").read_text())
+    base = dict(load_backbone(ModelConfig(name="tiny"), device="cpu").model.named_parameters())
+    moved = {name for name, tensor in two.items() if not tensor.equal(base[name].data)}
+    assert moved & set(told["frozen_in_first_epoch"])  # the second epoch trained some of them
+    assert {name for name in one if not one[name].equal(base[name].data)} == moved

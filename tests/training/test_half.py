@@ -197,6 +197,18 @@ def test_gem_projects_the_gradient_of_the_trained_half_alone(tmp_path, tables, t
     assert all(torch.equal(p, before[n]) for n, p in backbone.model.named_parameters() if n in backbone.half.frozen)
 
 
+def test_weights_that_are_dealt_out_cannot_resample(tmp_path, tables, tokenizer, monkeypatch) -> None:
+    make = MultiTaskTrainer.__init__
+
+    def dealt_out(self, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        self.is_fsdp_enabled = True  # as transformers says of itself on GPUs
+
+    monkeypatch.setattr(MultiTaskTrainer, "__init__", dealt_out)
+    with pytest.raises(MultituneError, match="cannot train with FSDP or DeepSpeed"):
+        run(halved(tokenizer, resample="epoch"), tables, tmp_path)
+
+
 def test_balancers_of_gradients_cannot_resample(tmp_path, tables, tokenizer) -> None:
     with pytest.raises(MultituneError, match="Another half"):
         run(halved(tokenizer, resample="epoch"), tables, tmp_path, balancer={"method": "pcgrad"})

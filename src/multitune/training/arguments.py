@@ -74,13 +74,18 @@ def training_arguments(
         use_cpu=not on_gpu,
         log_level="error",
         dataloader_pin_memory=on_gpu,
-        # heads of tasks that a micro-batch lacks, and experts that no token of it reaches, have no gradient
-        ddp_find_unused_parameters=backbone.form == "encoder" or _has_experts(backbone),
+        # heads of tasks that a micro-batch lacks, experts that no token of it reaches, and what another epoch of half
+        # fine-tuning trains have no gradient
+        ddp_find_unused_parameters=backbone.form == "encoder" or _has_experts(backbone) or _redraws(backbone),
     )
     if arguments.n_gpu > 1:
         logger.warning("one of %d GPUs is used; `accelerate launch` uses them all", arguments.n_gpu)
         arguments._n_gpu = 1  # more would mean DataParallel, whose replicas the losses module does not know
     return arguments
+
+
+def _redraws(backbone: Backbone) -> bool:
+    return backbone.half is not None and backbone.half.config.resample == "epoch"
 
 
 def _refuse_launcher(config: TrainingConfig) -> None:

@@ -23,13 +23,18 @@ class HalfResampling(TrainerCallback):
         steps_per_epoch: optimiser steps in which as many rows are drawn as the tasks have; need not be whole.
         resumed_step: last step of the checkpoint that the run goes on from, whose half is frozen right away.
 
+    Several processes (DDP) look at the parameters once, when they wrap the model: until then all that any epoch may
+    train asks for gradients, and from then on each step finds out what its half leaves unused.
+
     Raises:
-        MultituneError: several processes, or balancing of gradients, which fix what trains before the first step.
+        MultituneError: balancing of gradients, or weights that are dealt out, which fix what trains before the first
+            step.
     """
 
     def __init__(self, trainer: MultiTaskTrainer, half: HalfRound, steps_per_epoch: float, resumed_step: int) -> None:
-        if trainer.args.world_size > 1 or trainer.task_gradients is not None:
-            what = "several processes" if trainer.args.world_size > 1 else "a balancer of gradients"
+        dealt_out = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if dealt_out or trainer.task_gradients is not None:
+            what = "FSDP or DeepSpeed" if dealt_out else "a balancer of gradients"
             raise MultituneError(
                 f"Another half at every epoch cannot train with {what}, which fix what trains at the start.",
                 "adapt.resample: epoch",
@@ -37,6 +42,18 @@ class HalfResampling(TrainerCallback):
             )
         self.trainer, self.half, self.steps_per_epoch = trainer, half, steps_per_epoch
         self._freeze(max(resumed_step - 1, 0))
+        trainer.when_optimizer_is_made = self._show_all
+
+    def _show_all(self) -> None:
+        parameters = dict(self.trainer.model.model.named_parameters())
+        for name in self.half.sizes:
+            parameters[name].requires_grad_(True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Freeze the half again, now that the model is wrapped and the optimiser's state is loaded."""
+        freeze(self.trainer.model.model, self.half)
 
     def _freeze(self, step: int) -> bool:
         """Freeze the half of the epoch in which a step lies; whether it is another than before."""

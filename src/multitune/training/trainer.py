@@ -121,11 +121,19 @@ class MultiTaskTrainer(Trainer):
         self.task_gradients = balancing.task_gradients(model, reduce) if balancing else None
         if balancing:
             self.add_callback(ObserveTaskLosses(balancing, self.objective, self.losses_on))
+        self.when_optimizer_is_made: Callable[[], None] | None = None
         self._resumed_from: str | None = None
         self.write_log = log
         self.fingerprint = fingerprint
         self._tokens_since_log = torch.zeros((), dtype=torch.int64)
         self._seconds_at_log = time.monotonic()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimiser of what trains now, before the model is wrapped."""
+        optimizer = super().create_optimizer(model)
+        if self.when_optimizer_is_made is not None:
+            self.when_optimizer_is_made()
+        return optimizer
 
     # -- data ----------------------------------------------------------------------------------------------------
 
