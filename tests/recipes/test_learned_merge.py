@@ -184,6 +184,8 @@ def test_encoders_keep_their_heads(recipe, model_folder, write, tmp_path, method
         ({"vocabulary": "union"}, "needs them to have one vocabulary"),
         ({"tasks": ["sing"]}, "Did you mean 'sign'"),
         ({"tasks": ["mark"]}, "there are none for mark"),
+        ({"method": "ties", "tasks": ["sign"]}, "a search looks at no rows"),
+        ({"method": "ties", "tasks": ["sing"], "search": {"over": {"lambda": [1]}}}, "Did you mean 'sign'"),
         ({"models": ["a", "a"]}, "'a' is given twice"),
         ({"models": ["a", "c"]}, "no model 'c'"),
         ({"base": None}, "needs the base model"),

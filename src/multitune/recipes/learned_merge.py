@@ -62,6 +62,8 @@ def merge_by_rows(
     started = time.monotonic()
     settings = learned_settings(config)
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(".learning-*"):  # of a killed attempt
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".learning-") as temporary:
         start = Path(temporary) / "model"
         bare = tuple(MergedModel(model=each.model) for each in config.models)

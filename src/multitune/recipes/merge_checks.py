@@ -11,7 +11,7 @@ from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.models.config import ModelConfig
 from multitune.models.location import PACKAGE_PREFIX, resolve
 from multitune.recipes.graph import with_all_models
-from multitune.recipes.merge_learning import check_learning, looks_at_rows
+from multitune.recipes.merge_learning import about_tasks, check_learning, looks_at_rows
 from multitune.recipes.merge_search import candidates, searched_tasks
 from multitune.recipes.reading import Document, KeyPath
 from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, TrainStep
@@ -42,7 +42,7 @@ def check_merge(name: str, step: MergeStep, recipe: Recipe, document: Document) 
     places = _places(step, whole)
     try:
         if looks_at_rows(step):
-            check_learning(step, config, searched_tasks(step, recipe), recipe)
+            check_learning(step, config)
         elif step.search is None:
             check(config)
         else:
@@ -51,7 +51,9 @@ def check_merge(name: str, step: MergeStep, recipe: Recipe, document: Document) 
         for one in error.errors if isinstance(error, MultituneErrors) else [error]:
             if not (unknown and one.what.startswith("A merge needs")):
                 yield MultituneError(one.what, document.where((*key, *_key_path(str(one.where), places))), one.mend)
-    if step.search is not None and not looks_at_rows(step) and not searched_tasks(step, recipe):
+    for one in about_tasks(step, recipe):
+        yield MultituneError(one.what, document.where((*key, one.where)), one.mend)
+    if step.search is not None and step.tasks == "all" and not looks_at_rows(step) and not searched_tasks(step, recipe):
         yield MultituneError(
             "Candidates are compared on validation rows, and no task has any.",
             document.where((*key, "search")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multitune.errors import MultituneError, MultituneErrors, nearest
+from multitune.recipes.merge_search import searched_tasks
 from multitune.recipes.schema import MergeStep, Recipe
 from multitune.weights.config import MergeConfig, MergedModel
 from multitune.weights.learned.step_config import EACH_MODEL, LEARNED_METHODS, learned_settings
@@ -16,19 +17,17 @@ def looks_at_rows(step: MergeStep) -> bool:
     return step.method in LEARNED_METHODS
 
 
-def check_learning(step: MergeStep, config: MergeConfig, tasks: tuple[str, ...], recipe: Recipe) -> None:
+def check_learning(step: MergeStep, config: MergeConfig) -> None:
     """Check a merge that looks at rows, as far as no model needs to be opened.
 
     Args:
         step: as written.
         config: its merge, with every model named.
-        tasks: that it looks at.
-        recipe: of the step.
 
     Raises:
         MultituneErrors: everything that is wrong; ``where`` is a path of keys below the step.
     """
-    errors = [*_about_step(step, config), *_about_own(config), *_about_tasks(step, tasks, recipe)]
+    errors = [*_about_step(step, config), *_about_own(config)]
     alike = config.model_copy(update={"method": "task_arithmetic", "parameters": {}, "models": _bare(config)})
     for look in (lambda: learned_settings(config), lambda: check(alike)):
         try:
@@ -39,6 +38,36 @@ def check_learning(step: MergeStep, config: MergeConfig, tasks: tuple[str, ...],
             errors.append(found)
     if errors:
         raise MultituneErrors(errors)
+
+
+def about_tasks(step: MergeStep, recipe: Recipe) -> Iterator[MultituneError]:
+    """Yield what is wrong with the tasks whose validation rows a step looks at; ``where`` is a key below the step."""
+    found = searched_tasks(step, recipe)
+    if isinstance(step.tasks, tuple):
+        unknown = [name for name in step.tasks if name not in recipe.tasks]
+        lacking = [name for name in step.tasks if name in recipe.tasks and name not in found]
+        if unknown:
+            yield MultituneError(
+                f"There is no task '{unknown[0]}'.{nearest(unknown[0], recipe.tasks)}",
+                "tasks",
+                f"Choose from: {', '.join(recipe.tasks)}.",
+            )
+        elif step.search is None and not looks_at_rows(step):
+            yield MultituneError(
+                f"A merge by '{step.method}' without a search looks at no rows.", "tasks", "Take tasks out, or search."
+            )
+        elif lacking:
+            yield MultituneError(
+                f"The step looks at validation rows, and there are none for {', '.join(lacking)}.",
+                "tasks",
+                "Give every task a validation source, for example validation: {fraction: 0.05}.",
+            )
+    elif looks_at_rows(step) and not found:
+        yield MultituneError(
+            f"The method '{step.method}' looks at validation rows, and no training task has any.",
+            "method",
+            "Give the tasks validation sources, for example validation: {fraction: 0.1}.",
+        )
 
 
 def _bare(config: MergeConfig) -> tuple[MergedModel, ...]:
@@ -78,27 +107,3 @@ def _about_own(config: MergeConfig) -> Iterator[MultituneError]:
                 learned_settings(config.model_copy(update={"parameters": {}}), each.parameters)
             except MultituneErrors as found:
                 yield from (MultituneError(one.what, f"models[{number}].{one.where}", one.mend) for one in found.errors)
-
-
-def _about_tasks(step: MergeStep, tasks: tuple[str, ...], recipe: Recipe) -> Iterator[MultituneError]:
-    if isinstance(step.tasks, tuple):
-        unknown = [name for name in step.tasks if name not in recipe.tasks]
-        lacking = [name for name in step.tasks if name in recipe.tasks and name not in tasks]
-        if unknown:
-            yield MultituneError(
-                f"There is no task '{unknown[0]}'.{nearest(unknown[0], recipe.tasks)}",
-                "tasks",
-                f"Choose from: {', '.join(recipe.tasks)}.",
-            )
-        if lacking:
-            yield MultituneError(
-                f"The method '{step.method}' looks at validation rows, and there are none for {', '.join(lacking)}.",
-                "tasks",
-                "Give every task a validation source, for example validation: {fraction: 0.05}.",
-            )
-    elif not tasks:
-        yield MultituneError(
-            f"The method '{step.method}' looks at validation rows, and no training task has any.",
-            "method",
-            "Give the tasks validation sources, for example validation: {fraction: 0.1}.",
-        )
