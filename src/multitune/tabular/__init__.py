@@ -8,15 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from multitune.errors import MultituneError
+
 PLACES = {
     "MultiTabBench": "multitab_bench",
     "MultiTabNet": "multitab",
     "MultiTabNetClassifier": "multitab",
     "MultiTabNetRegressor": "multitab",
+    "RMTGBClassifier": "rmtgb",
+    "RMTGBRegressor": "rmtgb",
     "TabularNetworkBaseline": "multitab_baselines",
     "multitask_gain": "network_scores",
 }
 """Every public name and the file that holds it."""
+
+NEEDED = {"sklearn": "scikit-learn", "numba": "numba"}
+"""Modules of the extra ``tables``, and the packages that bring them."""
 
 __all__ = sorted(PLACES)
 
@@ -24,4 +31,14 @@ __all__ = sorted(PLACES)
 def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{PLACES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{PLACES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        raise MultituneError(
+            f"{name} needs {NEEDED[error.name]}, which is not installed.",
+            "multitune.tabular",
+            "Install it with `pip install 'multitune[tables]'`.",
+        ) from None
+    return getattr(module, name)
