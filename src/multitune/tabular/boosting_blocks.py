@@ -158,7 +158,7 @@ class _Run:
         self.engine, self.loss, self.settings = engine, loss, settings
         self.training, self.validation = training, validation
         self.theta_IT = [theta_T]
-        self.task_weight_T: Floats = np.bincount(training.task, weights=training.weight, minlength=len(theta_T))
+        self.task_weight_T = np.bincount(training.task, training.weight, len(theta_T)).astype(np.float64)
         self.trees: dict[str, list[Trees]] = {name: [] for name in FUNCTIONS}
         self.iterations: list[int] = []
         self.losses: tuple[list[float], list[float]] = ([], [])
