@@ -7,7 +7,7 @@ import math
 import pytest
 
 from multitune.systems import multitab
-from multitune.systems.multitab import ARMS, CLAIMS, gain, run
+from multitune.systems.multitab import ARMS, CLAIMS, LARGE_ARMS, SYSTEM, gain, run
 
 CLAIM = {claim.key: claim for claim in CLAIMS}
 
@@ -60,3 +60,18 @@ def test_all_arms_of_a_comparison_see_the_same_table():
     compared = [arm for arm in ARMS if len(arm.settings["learning_rates"]) == 2]
     assert len(compared) == 10
     assert len({str(arm.settings["bench"]) for arm in compared}) == 1
+
+
+@pytest.mark.parametrize("arm", LARGE_ARMS, ids=lambda arm: arm.name)
+def test_the_arms_of_the_full_scale_in_miniature(tmp_path, arm):
+    training = {**arm.settings["training"], "device": "cpu", "batch_size": 64}
+    metrics = run({**arm.settings, "rows": 150, "test_rows": 50, "epochs": 1, "training": training}, 0, tmp_path)
+    assert metrics["learning_rate"] == 1e-3 and len([name for name in metrics if "/" in name]) == 7
+
+
+def test_the_full_scale_judges_what_the_small_one_compares():
+    full = SYSTEM.account.scales["full"]
+    arms = {arm.name: {"explained": 0.5, "explained/0": 0.5} for arm in full.arms}
+    arms["multitab"] = {"explained": 0.6, "explained/0": 0.6}
+    assert [claim.effect(arms) for claim in full.claims] == pytest.approx([20, 0.1])
+    assert full.needs_gpu
