@@ -82,6 +82,7 @@ def test_only_validation_rows_decide(learning, write, tmp_path, data):
 def test_a_held_out_task_is_learned_for_when_it_is_named(learning, write, tmp_path):
     learning["tasks"]["mark"]["validation"] = "data/mark/train.jsonl"
     learning["steps"]["merged"] |= {"tasks": ["mark"]}
+    learning["steps"]["merged"]["parameters"] = {"epochs": 1, "learning_rate": 0.1, "least_batches": 3}
     run(load_recipe(write(learning)), tmp_path / "run")
     assert told(tmp_path / "run")["rows"] == {"mark": 24}
 

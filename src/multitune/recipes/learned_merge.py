@@ -40,6 +40,9 @@ logger = logging.getLogger("multitune.recipes")
 
 LEARNED_FILE = "coefficients.json"
 
+MOST_TOLD = 10
+"""Parts into which steps without epochs are divided, so that people see them go by."""
+
 
 def merge_by_rows(
     config: MergeConfig, names: Sequence[str], tasks: list[Task], recipe: Recipe, out: Path
@@ -188,7 +191,8 @@ def _atlas(backbone: Backbone, composition: Any, settings: AtlasSettings, rows: 
 
     parts = [_parted(one, settings.pick) for one in rows]
     batch = settings.batch_size
-    tasks = [supervised_task(backbone, learnt, batch_size=batch, seed=seed) for _, learnt in parts]
+    least = settings.least_batches
+    tasks = [supervised_task(backbone, one, batch_size=batch, least_batches=least, seed=seed) for _, one in parts]
     score = minus_mean_loss(backbone, [picks for picks, _ in parts], batch)
     told = settings.model_dump(include=set(LearningConfig.model_fields))
     return learn_coefficients(
@@ -216,12 +220,14 @@ def _adamerging(
     from multitune.weights.learned.learning import learn_coefficients
     from multitune.weights.learned.table_tasks import unsupervised_task
 
+    parts = next(count for count in range(MOST_TOLD, 0, -1) if settings.steps % count == 0)
     tasks = [
-        unsupervised_task(backbone, one, batch_size=settings.batch_size, batches=settings.steps, seed=seed)
+        unsupervised_task(backbone, one, batch_size=settings.batch_size, batches=settings.steps // parts, seed=seed)
         for one in rows
     ]
-    told = {"learning_rate": settings.learning_rate, "init": settings.init}
-    return learn_coefficients(backbone.model, composition, tasks, SETTINGS["adamerging"].model_copy(update=told))
+    told = {"learning_rate": settings.learning_rate, "init": settings.init, "epochs": parts}
+    config = SETTINGS["adamerging"].model_copy(update=told)
+    return learn_coefficients(backbone.model, composition, tasks, config, progress=_say_epoch)
 
 
 def _say_epoch(done: int, of: int) -> None:

@@ -32,11 +32,13 @@ class AtlasSettings(RowSettings):
 
     Attributes:
         pick: share of each task's rows that only choose the epoch that is kept, the start among them.
+        least_batches: rows are gone through again until an epoch has so many; the paper takes 10 for few rows.
         blocks, partitions: see ``weights.learned.blocks.blocks_of``.
         learning_rate, weight_decay, epochs, schedule, clip, init: see ``LearningConfig``; the paper's for addition.
     """
 
     pick: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    least_batches: Annotated[int, Field(ge=1)] = 1
     blocks: Literal["tensor", "all", "layer", "category", "layer and category"] = "tensor"
     partitions: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -33,13 +33,18 @@ class TaskRows:
     numbers_R: Tensor
 
 
-def supervised_task(backbone: Backbone, rows: TaskRows, *, batch_size: int, seed: int) -> LearningTask:
-    """Return the loss of a task's answers as a task: per token, of a head per row."""
+def supervised_task(
+    backbone: Backbone, rows: TaskRows, *, batch_size: int, least_batches: int = 1, seed: int
+) -> LearningTask:
+    """Return the loss of a task's answers as a task: per token, of a head per row.
+
+    Rows are gone through again until an epoch has ``least_batches``.
+    """
 
     def loss(forward: Forward, drawn_B: Tensor) -> Tensor:
         return _loss(*predictions(backbone, rows.table, forward, drawn_B))
 
-    return LearningTask(rows.table.task, _drawn(rows, batch_size, seed), loss)
+    return LearningTask(rows.table.task, _drawn(rows, batch_size, seed, least_batches), loss)
 
 
 def unsupervised_task(backbone: Backbone, rows: TaskRows, *, batch_size: int, batches: int, seed: int) -> LearningTask:
@@ -62,7 +67,7 @@ def unsupervised_task(backbone: Backbone, rows: TaskRows, *, batch_size: int, ba
             return entropy(predictions(backbone, rows.table, forward, drawn_B)[0])
         return entropy(_first_answer(backbone, rows.table, forward, drawn_B))
 
-    return LearningTask(rows.table.task, _drawn(rows, batch_size, seed, batches), loss)
+    return LearningTask(rows.table.task, _drawn(rows, batch_size, seed, batches, batches), loss)
 
 
 def minus_mean_loss(backbone: Backbone, tasks: Sequence[TaskRows], batch_size: int) -> Callable[[Forward], float]:
@@ -160,13 +165,13 @@ def _loss(logits_PL: Tensor, targets_P: Tensor) -> Tensor:
 
 
 def _drawn(
-    rows: TaskRows, batch_size: int, seed: int, count: int | None = None
+    rows: TaskRows, batch_size: int, seed: int, least: int, most: int | None = None
 ) -> Callable[[int, Forward], list[Tensor]]:
-    """Return an epoch's batches: all rows in a new order, or, with a count, as many batches, again and again."""
+    """Return an epoch's batches: all rows in a new order, and again until there are ``least``; at most ``most``."""
 
     def batches(epoch: int, forward: Forward) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        order = shuffled(len(rows.numbers_R), batch_size, generator, count or 1)
-        return [rows.numbers_R[drawn_B] for drawn_B in order[:count]]
+        order = shuffled(len(rows.numbers_R), batch_size, generator, least)
+        return [rows.numbers_R[drawn_B] for drawn_B in order[:most]]
 
     return batches
