@@ -12,9 +12,10 @@ import torch
 from multitune.decoding.fusion_file import load_fusion, read_fusion
 from multitune.errors import MultituneError, MultituneErrors
 from multitune.models.config import ModelConfig
-from multitune.models.loading import load_backbone, load_saved
+from multitune.models.loading import load_backbone, load_saved, model_facts
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
+from multitune.recipes.plan import plan
 from multitune.recipes.scoring import score_model
 from multitune.reporting.report import write_report
 from multitune.reporting.run_folder import read_run
@@ -119,6 +120,18 @@ def test_a_changed_expert_redoes_the_fusion(fused, write, tmp_path):
     assert set(done) == {"b", "fused", "sample"}
     done = run(load_recipe(write(fused), ["steps.fused.alpha=1.0"]), tmp_path / "run").done
     assert set(done) == {"fused", "sample"}
+
+
+def test_check_forecasts_the_fusion(fused, write, large_folder, model_folder):
+    (told,) = plan(load_recipe(write(fused))).fusions
+    large, small = (model_facts(ModelConfig(name=str(folder))) for folder in (large_folder, model_folder))
+    assert (told.name, told.experts, told.alpha) == ("fused", 2, "dynamic (grid)")
+    assert told.bytes == large.bytes + small.bytes  # both experts are adapters over the one small base
+    assert told.parameters == large.parameters + 3 * small.parameters
+    fused["steps"]["a"]["adapt"] = "full"
+    fused["steps"]["fused"]["alpha"] = [1.0, 0.5]
+    (told,) = plan(load_recipe(write(fused))).fusions
+    assert told.bytes == large.bytes + 2 * small.bytes and told.alpha == "1, 0.5"
 
 
 @pytest.mark.parametrize(

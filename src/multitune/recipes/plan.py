@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from multitune.recipes.forecast import forecast_memory, forecast_seconds, passes_per_step
+from multitune.recipes.fuse_plan import FuseNodePlan, plan_fusions
 from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.merge_plan import MergeNodePlan, plan_merges
 from multitune.recipes.schema import BASE, Recipe
@@ -120,12 +121,13 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a recipe: one entry per train node, a sample with its loss mask per task, and one per merge."""
+    """The plan of a recipe: train nodes, a sample with its loss mask per task, merges and fusions."""
 
     recipe: str
     nodes: list[NodePlan]
     samples: dict[str, list[tuple[str, bool]]]
     merges: list[MergeNodePlan] = field(default_factory=list)
+    fusions: list[FuseNodePlan] = field(default_factory=list)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -135,7 +137,7 @@ def plan(recipe: Recipe) -> Plan:
         MultituneError: rows that are refused, an empty task, a model that cannot be found.
     """
     trained = [(node.name, node, recipe) for node in build(recipe) if isinstance(node, TrainNode)]
-    return Plan(recipe.name, *plan_nodes(trained), plan_merges(recipe))
+    return Plan(recipe.name, *plan_nodes(trained), plan_merges(recipe), plan_fusions(recipe))
 
 
 def plan_nodes(

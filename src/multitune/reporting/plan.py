@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from multitune.recipes.fuse_plan import FuseNodePlan
     from multitune.recipes.merge_plan import MergeNodePlan
     from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
     from multitune.recipes.sweep_plan import SweepPlan
@@ -44,6 +45,10 @@ def show_plan(plan: Plan, console: Console) -> None:
     for merge in plan.merges:
         console.print()
         for line in _merge_lines(merge):
+            console.print(line, highlight=False)
+    for fusion in plan.fusions:
+        console.print()
+        for line in _fusion_lines(fusion):
             console.print(line, highlight=False)
     console.print(f"\n[dim]{LEGEND}[/dim]", highlight=False)
     console.print("\n[bold]One example per task[/bold], [reverse]what carries loss[/reverse] marked", highlight=False)
@@ -110,6 +115,16 @@ def _merge_lines(merge: MergeNodePlan) -> Iterator[str]:
     read, written = merge.bytes_to_read / 1e9, merge.bytes_to_write / 1e9
     time = duration(merge.seconds)
     yield f"  forecast              reads at most {read:.2f} GB, writes {written:.2f} GB, about {time}"
+
+
+def _fusion_lines(fusion: FuseNodePlan) -> Iterator[str]:
+    from rich.markup import escape
+
+    experts = f"{fusion.experts} experts lead" if fusion.experts > 1 else "1 expert leads"
+    yield f"[bold]{escape(fusion.name)}[/bold]: {experts} {escape(fusion.large)}, alpha {fusion.alpha}"
+    ratio = fusion.parameters / fusion.large_parameters
+    yield f"  weights in memory     {fusion.bytes / 1e9:.2f} GB"
+    yield f"  parameters per token  {short(fusion.parameters)}, {ratio:.2f} times those of the large model"
 
 
 def _trainable(node: NodePlan) -> str:
