@@ -40,7 +40,7 @@ def test_options_stand_flat_beside_the_method_and_override_its_defaults() -> Non
         ({"method": "half", "granularity": "block"}, "'granularity' of 'half' must be 'category', 'layer' or 'model'"),
         ({"method": "trainable_tokens"}, "needs the option 'token_indices'"),
         ({"method": "xlora"}, "'xlora' is not offered: peft 0.21 writes"),
-        ({"method": "poly"}, "'poly' is not offered: it needs the task's id"),
+        ({"method": "poly"}, "'poly' is not offered: mhr with n_splits: 1"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_nearest(given: dict[str, object], message: str) -> None:

@@ -39,6 +39,7 @@ FITTED: dict[str, dict[str, object]] = {
     "c3a": {"block_size": 16},
     "cpt": {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 4]},
     "fourierft": {"n_frequency": 50},
+    "mhr": {"n_splits": 4},
     "miss": {"r": 8},
     "psoft": {"r": 8},
     "road": {"group_size": 16},

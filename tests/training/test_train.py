@@ -143,6 +143,22 @@ def test_a_killed_adalora_ends_with_the_ranks_of_an_undisturbed_one(tmp_path, ta
     assert any((tensor == 0).any() for name, tensor in resumed.items() if "lora_E" in name), "ranks were given away"
 
 
+def run_routed(folder, tables, tokenizer):
+    backbone = Backbone(make_model(), tokenizer, "causal", ModelConfig(name="toy"), ())
+    adaptation = AdaptationConfig(method="mhr", n_splits=2, n_skills=3, tasks=["a", "b"])
+    backbone = adapt(backbone, adaptation, steps=6)
+    config = TrainingConfig(**{**SETTINGS, "steps": 6, "save_steps": 100})
+    training.train(backbone, tables, Proportional(), config, folder, seed=0)
+    return backbone.model.state_dict()
+
+
+def test_a_killed_run_with_routing_goes_on_at_both_of_its_speeds(tmp_path, tables, tokenizer):
+    undisturbed = run_routed(tmp_path / "1", tables, tokenizer)
+    with pytest.raises(Interrupted):
+        with_signal_at(3, run_routed, tmp_path / "2", tables, tokenizer)
+    assert_same_weights(undisturbed, run_routed(tmp_path / "2", tables, tokenizer))
+
+
 def with_signal_at(step, function, *arguments, **settings):
     """Call the function and send this process SIGINT after the given optimiser step, as Ctrl-C does."""
 

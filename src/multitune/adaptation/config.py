@@ -7,7 +7,7 @@ takes seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -65,6 +65,13 @@ class AdaptationConfig(BaseModel):
         if problems:
             raise ValueError(" ".join(problems))
         return self
+
+
+def for_tasks(config: AdaptationConfig, names: Sequence[str]) -> AdaptationConfig:
+    """Return the config with the names of the tasks, where its method routes by them; else as it is."""
+    if not METHODS[config.method].needs_task or "tasks" not in peft_fields()[config.method]:
+        return config
+    return AdaptationConfig(method=config.method, budget=config.budget, **{**config.options, "tasks": list(names)})
 
 
 @cache

@@ -174,6 +174,11 @@ METHODS: dict[str, Method] = {
         "W0 + (alpha / r) B A", RANK, "2106.09685", defaults={"r": 16, "lora_alpha": 32},
         size="r", follows={"lora_alpha": 2}, quantised=True,
     ),
+    "mhr": _linear(
+        "W0 + (alpha / r) A_t B_t, where every task t mixes the heads of shared A and B by its own weights",
+        "skills x r (d_in + d_out) + tasks x heads x skills per matrix", "2211.03831",
+        defaults={"target_modules": None}, size="r", merges=False, needs_task=True,
+    ),
     "miss": _linear(
         "W0 + one small matrix repeated over blocks of columns", "r d_out per matrix", "2409.15371", size="r"
     ),
@@ -235,7 +240,7 @@ CACHED_PREFIX = ("cartridge", "prefix_tuning")
 
 NOT_OFFERED: dict[str, str] = {
     "multitask_prompt_tuning": "it needs the task's id at inference, which held-out tasks do not have",
-    "poly": "it needs the task's id at inference, which held-out tasks do not have",
+    "poly": "mhr with n_splits: 1 is the same, and knows its tasks when it is scored, packed and saved",
     "xlora": "peft 0.21 writes an adapter file without the weights that it trains",
 }
 """Methods that peft offers and that are refused, with the reason."""

@@ -26,6 +26,7 @@ from multitune.models.packed import (
     packed_forward_inputs,
     without_adapters,
 )
+from multitune.models.tuners.task_ids import without_task_ids
 
 logger = logging.getLogger("multitune.models")
 
@@ -73,7 +74,7 @@ def hidden_route(model: nn.Module) -> HiddenRoute:
 def _find_route(model: nn.Module) -> HiddenRoute:
     candidates: tuple[HiddenRoute, ...] = ("captured",) if _acts_in_forward(model) else ("decoder", "captured")
     batch = _random_batch(model)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), without_task_ids(model), torch.no_grad():
         expected = _states(model, batch, "full")
         for route in candidates:
             try:

@@ -151,6 +151,7 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     from transformers import set_seed
 
     from multitune.adaptation.adapting import adapt
+    from multitune.adaptation.config import for_tasks
     from multitune.adaptation.half import write_manifest
     from multitune.models.loading import save_backbone
     from multitune.models.positions import usable_positions
@@ -162,7 +163,8 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     backbone = _to_train(node, opened.recipe, model, tasks)
     refuse_rows_longer_than(usable_positions(backbone.model), node)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
-    backbone = adapt(backbone, step.adapt, steps=step.training.steps, seed=seed, folder=place)
+    adaptation = for_tasks(step.adapt, node.tasks)
+    backbone = adapt(backbone, adaptation, steps=step.training.steps, seed=seed, folder=place)
     if backbone.half is not None and is_main():
         write_manifest(backbone.half, place)
     given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
@@ -178,7 +180,7 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
         if is_main():
             if result.weights is not None:
                 whole = _to_train(node, opened.recipe, model, tasks)
-                whole = adapt(whole, step.adapt, steps=step.training.steps, seed=seed, folder=place)
+                whole = adapt(whole, adaptation, steps=step.training.steps, seed=seed, folder=place)
                 backbone = with_weights(whole, result.weights)
             backbone.rounds += 1
             if backbone.form != "encoder":  # an encoder knows its tasks by its heads; any model can be asked by them

@@ -263,13 +263,15 @@ def _plan_node(
     node: TrainNode, recipe: Recipe, facts: ModelFacts, tasks: Sequence[Task], found: Sequence[TaskStatistics]
 ) -> NodePlan:
     from multitune.adaptation.adapting import trainable_parameters
+    from multitune.adaptation.config import for_tasks
     from multitune.models.loading import rounds_of
 
     config = node.step.training
     simulation = simulate(node, recipe, facts, tasks, found)
     encoded = tasks if facts.form == "encoder" else ()
+    adaptation = for_tasks(node.step.adapt, [task.name for task in tasks])
     trainable = trainable_parameters(
-        facts, node.step.adapt, encoded, seed=recipe.seed, round=rounds_of(recipe.model) + node.round
+        facts, adaptation, encoded, seed=recipe.seed, round=rounds_of(recipe.model) + node.round
     )
     positions = simulation.positions
     balancer = config.balancer if len(tasks) > 1 else None  # a task alone is not balanced

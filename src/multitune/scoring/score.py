@@ -189,7 +189,9 @@ def answers_of(
         MultituneError: the model has no head for the task, or one for other choices; a row without choices.
     """
     from multitune.mixing.encoding import encode_prompts
+    from multitune.models.tuners.task_ids import set_tasks
 
+    set_tasks(backbone.model, [task.name])
     prompts = encode_prompts(rows, backbone.tokenizer, backbone.form, task)
     if backbone.form == "encoder":
         from multitune.scoring.heads import head_of, head_predictions

@@ -43,6 +43,9 @@ class TrainingConfig(BaseModel):
         None, description="weighs the tasks anew as training goes, on top of task_weights; default: fixed weights"
     )
 
+    routing_learning_rate: PositiveFloat | None = Field(
+        None, description="of the weights by which tasks mix modules (adapt: mhr); default: 100 times learning_rate"
+    )
     router_loss: NonNegativeFloat | None = Field(
         None, description="weight of the load-balancing loss of a model with experts; default: as its config asks"
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from multitune.models.heads import head_losses
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
+from multitune.models.tuners.task_ids import set_task_ids
 from multitune.objectives.aggregation import Aggregation, count, task_units
 from multitune.objectives.token_loss import IGNORED, next_token_positions, token_nll
 from multitune.tasks.task import Form
@@ -67,6 +68,9 @@ class LossModule(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute -log p of every labelled token; for encoders cross-entropy or squared error of every example."""
+        # an encoder-decoder's batches know the tasks of targets: one per row, and -1 behind the last
+        ids = batch["task_ids"].amax(dim=1) if self.form == "seq2seq" else batch["task_ids"]
+        set_task_ids(self.model, ids)
         if self.form == "encoder":
             return head_losses(self.model, batch)
         hidden_BSD = hidden_states(self.model, batch)

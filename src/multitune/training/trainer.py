@@ -71,6 +71,10 @@ class EvenBatches(Dataset[Batch]):
         return batch
 
 
+ROUTING, ROUTING_SPEED = ".mhr_Z.", 100.0
+"""Part of the names of routing weights; how much faster than the modules they learn (arXiv:2211.03831, appendix)."""
+
+
 class MultiTaskTrainer(Trainer):
     """Trains a ``LossModule`` on micro-batches that know the task of every token.
 
@@ -86,6 +90,7 @@ class MultiTaskTrainer(Trainer):
         router_loss: is added to the tasks' losses; None for models without.
         log: called with every log record on the main process.
         fingerprint: of everything that determines the run, kept in the checkpoints.
+        routing_learning_rate: of the weights by which tasks mix modules; None: ROUTING_SPEED times the others'.
     """
 
     model: LossModule
@@ -107,7 +112,9 @@ class MultiTaskTrainer(Trainer):
         log: Callable[[dict[str, Any]], None],
         fingerprint: str,
         callbacks: list[TrainerCallback],
+        routing_learning_rate: float | None = None,
     ) -> None:
+        self.routing_learning_rate = routing_learning_rate
         self.even_batches = EvenBatches(batches, args.world_size, model.form)
         super().__init__(model, args, train_dataset=self.even_batches, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
@@ -304,6 +311,21 @@ class MultiTaskTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), self.model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Give the weights by which tasks mix modules a group of their own: faster, and without decay.
+
+        At the modules' own rate they would hardly move (arXiv:2202.13914, section 3).
+        """
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        routing = {id(p) for name, p in self.model.named_parameters() if ROUTING in name and p.requires_grad}
+        if routing and len(optimizer.param_groups) == 2:
+            own = [p for group in optimizer.param_groups for p in group["params"] if id(p) in routing]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in routing]
+            rate = self.routing_learning_rate or ROUTING_SPEED * self.args.learning_rate
+            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+        return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import PeftType
 from torch import Tensor, nn
 
 from multitune.models.tuners.places import matrices_of
+from multitune.models.tuners.tuner import PlacedTuner
 
 
 @dataclass
@@ -79,39 +80,25 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             bias.data -= self.bitfit_bias[self.merged_adapters.pop()].data.to(bias.dtype)
 
 
-class BitFitModel(BaseTuner):
+class BitFitModel(PlacedTuner):
     """A model of which only biases train (arXiv:2106.10199)."""
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's own attribute
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Find the biases, then inject as peft does."""
-        config: Any = self.peft_config[adapter_name]
-        if config.target_modules is None:
-            config.target_modules = set(_with_bias(model, config.part))
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+    def places(self, model: nn.Module, config: Any) -> list[str]:
+        """Return the modules that have a bias."""
+        return _with_bias(model, config.part)
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: Any,
-        target_name: str,
-        parent: Any,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, BitFitLayer):
-            target.update_layer(adapter_name, inference_mode=peft_config.inference_mode)
-            return
+    def new_layer(self, target: Any, path: str, adapter_name: str, config: Any) -> nn.Module:
+        """Return the layer with a change of its bias."""
         if getattr(target, "bias", None) is None:
-            raise ValueError(f"the module {current_key} has no bias")
-        layer = BitFitLayer(target, adapter_name)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+            raise ValueError(f"the module {path} has no bias")
+        return BitFitLayer(target, adapter_name)
+
+    def more(self, layer: Any, path: str, adapter_name: str, config: Any) -> None:
+        """Add another change of its bias."""
+        layer.update_layer(adapter_name, inference_mode=config.inference_mode)
 
 
 def _with_bias(model: nn.Module, part: str) -> list[str]:

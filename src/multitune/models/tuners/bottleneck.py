@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from multitune.models.tuners.places import matrices_of
+from multitune.models.tuners.tuner import PlacedTuner
 
 PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
 
@@ -104,37 +105,23 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return config.scaling * nn.functional.linear(inner, self.bottleneck_up[name], self.bottleneck_up_bias[name])
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(PlacedTuner):
     """A model with bottleneck adapters in its layers; they cannot be merged."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's own attribute
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Find the places, then inject as peft does."""
-        config: Any = self.peft_config[adapter_name]
-        if config.target_modules is None:
-            config.target_modules = set(_places(model, config))
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+    def places(self, model: nn.Module, config: Any) -> list[str]:
+        """Return the sublayers, or their last matrices, by the config's placement."""
+        return _places(model, config)
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: Any,
-        target_name: str,
-        parent: Any,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, BottleneckLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer = BottleneckLayer(target, adapter_name, _width(target, self.get_model_config(self.model)), peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+    def new_layer(self, target: Any, path: str, adapter_name: str, config: Any) -> nn.Module:
+        """Return the module with an adapter behind or beside it."""
+        return BottleneckLayer(target, adapter_name, _width(target, self.get_model_config(self.model)), config)
+
+    def more(self, layer: Any, path: str, adapter_name: str, config: Any) -> None:
+        """Add another adapter to the module."""
+        layer.update_layer(adapter_name, config)
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError("what stands behind an activation has no equivalent in the weights")

@@ -12,6 +12,7 @@ from typing import Any
 OURS: dict[str, tuple[str, str, str]] = {
     "bitfit": ("multitune.models.tuners.bitfit", "BitFitConfig", "BitFitModel"),
     "bottleneck": ("multitune.models.tuners.bottleneck", "BottleneckConfig", "BottleneckModel"),
+    "mhr": ("multitune.models.tuners.mhr", "MhrConfig", "MhrModel"),
 }
 """Method -> module, class of its config, class of its tuner."""
 

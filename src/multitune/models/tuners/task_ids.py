@@ -1,0 +1,91 @@
+"""Which task each row, or each token, of a batch belongs to: known to every layer that routes by it.
+
+peft's typed models drop a keyword for task ids, and a layer that is computed again in the backward pass must still find
+them: so they stay on the model until others are set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNKNOWN = -1
+
+
+class TaskIds:
+    """The task ids of the current batch, shared by the layers of one model.
+
+    Attributes:
+        current: int64 [B] (one per row) or [B, S] (one per token; UNKNOWN for padding); None: all unknown.
+    """
+
+    def __init__(self) -> None:
+        self.current: Tensor | None = None
+
+    def of(self, hidden: Tensor) -> Tensor | None:
+        """Return the ids of a layer's input [B k, ..., d], one per row or per token: every row's k beams follow it.
+
+        Raises:
+            ValueError: the rows of the input are no multiple of those of the ids, or the tokens others.
+        """
+        ids = self.current
+        if ids is None:
+            return None
+        rows = hidden.shape[0]
+        if ids.ndim == 2 and ids.shape[1] != hidden.shape[1]:
+            raise ValueError(f"the tasks of {ids.shape[1]} tokens are known, and the input has {hidden.shape[1]}")
+        if rows % len(ids):
+            raise ValueError(f"{rows} rows cannot belong to the {len(ids)} rows whose tasks are known")
+        return ids.to(hidden.device).repeat_interleave(rows // len(ids), dim=0)
+
+
+def set_task_ids(model: Any, ids: Tensor | None) -> None:
+    """Tell a model, adapted by a method that routes by task, which task each row or token belongs to.
+
+    They hold until others are set. Other models are left alone.
+
+    Args:
+        model: a transformers model, plain or adapted.
+        ids: int64 [B] or [B, S], places in the adapter's ``tasks``; UNKNOWN and None are answered by the average.
+    """
+    holder = task_ids_of(model)
+    if holder is not None:
+        holder.current = ids
+
+
+@contextmanager
+def without_task_ids(model: Any) -> Iterator[None]:
+    """Forget the task ids of the current batch for a moment, in which the model reads another one."""
+    holder = task_ids_of(model)
+    current = holder.current if holder is not None else None
+    set_task_ids(model, None)
+    try:
+        yield
+    finally:
+        set_task_ids(model, current)
+
+
+def task_ids_of(model: Any) -> TaskIds | None:
+    """Return what holds the task ids of a model; None for one that does not route by task."""
+    carrier = model.encoder if hasattr(model, "heads") else model  # an encoder with heads, or the model itself
+    found: TaskIds | None = getattr(getattr(carrier, "base_model", None), "task_ids", None)
+    return found
+
+
+def set_tasks(model: Any, names: Sequence[str]) -> None:
+    """Tell a model that routes by task the names of the rows' tasks, instead of their numbers.
+
+    Args:
+        model: as for `set_task_ids`.
+        names: one per row, or one for all rows; a name that the adapter does not know is answered by the average.
+    """
+    if task_ids_of(model) is None:
+        return
+    carrier = model.encoder if hasattr(model, "heads") else model
+    known = list(carrier.active_peft_config.tasks or ())
+    ids = [known.index(name) if name in known else UNKNOWN for name in names]
+    set_task_ids(model, torch.tensor(ids))
