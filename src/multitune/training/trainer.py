@@ -38,6 +38,7 @@ from multitune.training.monitor import TaskMonitor, TaskSums
 from multitune.training.objective import ObserveTaskLosses, StepObjective
 from multitune.training.processes import any_of, gather, is_main
 from multitune.training.router_loss import RouterLoss
+from multitune.training.routing import ROUTING_SPEED, speed_up_routing
 from multitune.training.task_gradients import TaskGradients
 
 Batch = dict[str, Tensor]
@@ -69,10 +70,6 @@ class EvenBatches(Dataset[Batch]):
         if "labels" in batch:
             batch["labels"] = torch.full_like(batch["labels"], -100)
         return batch
-
-
-ROUTING, ROUTING_SPEED = ".mhr_Z.", 100.0
-"""Part of the names of routing weights; how much faster than the modules they learn (arXiv:2211.03831, appendix)."""
 
 
 class MultiTaskTrainer(Trainer):
@@ -137,7 +134,8 @@ class MultiTaskTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimiser of what trains now, before the model is wrapped."""
-        optimizer = super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        speed_up_routing(optimizer, self.model, self.routing_learning_rate or ROUTING_SPEED * self.args.learning_rate)
         if self.when_optimizer_is_made is not None:
             self.when_optimizer_is_made()
         return optimizer
@@ -311,21 +309,6 @@ class MultiTaskTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.load_weights(Path(resume_from_checkpoint), self.model)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Give the weights by which tasks mix modules a group of their own: faster, and without decay.
-
-        At the modules' own rate they would hardly move (arXiv:2202.13914, section 3).
-        """
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        routing = {id(p) for name, p in self.model.named_parameters() if ROUTING in name and p.requires_grad}
-        if routing and len(optimizer.param_groups) == 2:
-            own = [p for group in optimizer.param_groups for p in group["params"] if id(p) in routing]
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if id(p) not in routing]
-            rate = self.routing_learning_rate or ROUTING_SPEED * self.args.learning_rate
-            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
-        return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
