@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder, multitab
+from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder, multitab, rmtgb
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -27,14 +27,7 @@ _GALLERY = (
         "A soft prompt that takes up the task's format first keeps in-context ability through fine-tuning.",
         "adaptation",
     ),
-    System(
-        3,
-        "R-MTGB",
-        "Robust Multi-Task Gradient Boosting",
-        "Expert Systems with Applications, 2025",
-        "Boosted trees share strength between related tasks and find those that do not belong.",
-        "tabular",
-    ),
+    rmtgb.SYSTEM,
     System(
         4,
         "MLLM-MSR",

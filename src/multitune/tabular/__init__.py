@@ -18,6 +18,7 @@ PLACES = {
     "RMTGBClassifier": "rmtgb",
     "RMTGBRegressor": "rmtgb",
     "TabularNetworkBaseline": "multitab_baselines",
+    "make_multitask_tables": "multitask_tables",
     "multitask_gain": "network_scores",
 }
 """Every public name and the file that holds it."""
