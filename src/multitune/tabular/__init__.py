@@ -17,7 +17,10 @@ PLACES = {
     "MultiTabNetRegressor": "multitab",
     "RMTGBClassifier": "rmtgb",
     "RMTGBRegressor": "rmtgb",
+    "TaskBaseline": "task_baselines",
+    "TaskComparison": "task_comparison",
     "TabularNetworkBaseline": "multitab_baselines",
+    "compare_tasks": "task_comparison",
     "make_multitask_tables": "multitask_tables",
     "multitask_gain": "network_scores",
 }
