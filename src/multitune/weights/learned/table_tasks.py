@@ -27,10 +27,15 @@ from multitune.weights.learned.tasks import shuffled
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Some rows of a tokenised task; ``numbers_R`` are int64."""
+    """Some rows of a tokenised task (``mixing.tokens.tokenise``); ``numbers_R`` are int64."""
 
     table: TokenTable
     numbers_R: Tensor
+
+
+def all_rows(table: TokenTable) -> TaskRows:
+    """Return every row of a table."""
+    return TaskRows(table, torch.arange(len(table)))
 
 
 def supervised_task(
@@ -39,7 +44,11 @@ def supervised_task(
     """Return the loss of a task's answers as a task: per token, of a head per row.
 
     Rows are gone through again until an epoch has ``least_batches``.
+
+    Raises:
+        MultituneError: a table that was tokenised for a backbone of another form.
     """
+    _same_form(backbone, rows.table)
 
     def loss(forward: Forward, drawn_B: Tensor) -> Tensor:
         return _loss(*predictions(backbone, rows.table, forward, drawn_B))
@@ -53,8 +62,9 @@ def unsupervised_task(backbone: Backbone, rows: TaskRows, *, batch_size: int, ba
     Of a language model that is the entropy of the first token of its answer, over all words.
 
     Raises:
-        MultituneError: a head that regresses, whose prediction has no entropy.
+        MultituneError: a head that regresses, whose prediction has no entropy; a table of another form.
     """
+    _same_form(backbone, rows.table)
     if backbone.form == "encoder" and _head(backbone, rows.table).kind == "regress":
         raise MultituneError(
             f"The task '{rows.table.task}' predicts a number, which has no entropy.",
@@ -71,7 +81,13 @@ def unsupervised_task(backbone: Backbone, rows: TaskRows, *, batch_size: int, ba
 
 
 def minus_mean_loss(backbone: Backbone, tasks: Sequence[TaskRows], batch_size: int) -> Callable[[Forward], float]:
-    """Return a score: minus the mean over tasks of the mean loss of their predictions."""
+    """Return a score: minus the mean over tasks of the mean loss of their predictions; for validation rows.
+
+    Raises:
+        MultituneError: a table that was tokenised for a backbone of another form.
+    """
+    for one in tasks:
+        _same_form(backbone, one.table)
 
     def mean_of(rows: TaskRows, forward: Forward) -> float:
         total, count = 0.0, 0
@@ -156,6 +172,15 @@ def _row(table: TokenTable, column: Literal["input_ids", "labels"], number: int)
 
 def _head(backbone: Backbone, table: TokenTable) -> Any:
     return backbone.model.heads[backbone.model.task_index(table.task)]
+
+
+def _same_form(backbone: Backbone, table: TokenTable) -> None:
+    if table.form != backbone.form:
+        raise MultituneError(
+            f"Task '{table.task}' is tokenised for a {table.form} model, the backbone is a {backbone.form} one.",
+            f"task {table.task}",
+            "Tokenise it for this backbone.",
+        )
 
 
 def _loss(logits_PL: Tensor, targets_P: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The house's tasks as what coefficients are learned from: a decoder whose task vectors are of its own skills."""
+"""The house's tokenised tasks as what coefficients are learned from: a decoder with task vectors of its own skills."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from multitune.errors import MultituneError
 from multitune.mixing.tokens import tokenise
 from multitune.systems.mftcoder import sequence_task, small_decoder
 from multitune.weights.learned.config import LearningConfig
-from multitune.weights.learned.language import answer_loss, language_task, mean_likelihood
 from multitune.weights.learned.learning import learn_coefficients
+from multitune.weights.learned.table_tasks import all_rows, minus_mean_loss, supervised_task
 from multitune.weights.learned.vectors import difference
 
 
@@ -32,11 +32,11 @@ def skills(tmp_path):
     }
     tuned = []
     for table in tables["train"]:
-        one = copy.deepcopy(backbone.model)
+        one, task = copy.deepcopy(backbone.model), supervised_task(backbone, all_rows(table), batch_size=40, seed=0)
         optimizer = torch.optim.AdamW(one.parameters(), lr=3e-3)
         for _ in range(12):
             optimizer.zero_grad()
-            answer_loss(backbone, table, one, torch.arange(40)).backward()
+            task.loss(one, torch.arange(40)).backward()
             optimizer.step()
         tuned.append(one)
     return backbone, tables, tuned
@@ -59,11 +59,11 @@ def row_by_row(backbone, table):
 def test_both_skills_are_composed_and_the_score_is_the_loss_row_by_row(skills):
     backbone, tables, tuned = skills
     vectors = [difference(backbone.model.state_dict(), one.state_dict()) for one in tuned]
-    score = mean_likelihood(backbone, tables["validation"], batch_size=7)
+    score = minus_mean_loss(backbone, [all_rows(table) for table in tables["validation"]], batch_size=7)
     learned = learn_coefficients(
         backbone.model,
         vectors,
-        [language_task(backbone, table, batch_size=20) for table in tables["train"]],
+        [supervised_task(backbone, all_rows(table), batch_size=20, seed=0) for table in tables["train"]],
         LearningConfig(learning_rate=0.1, epochs=4),
         evaluate=score,
     )
@@ -77,4 +77,4 @@ def test_an_encoder_and_a_table_of_another_form_are_refused(skills):
     backbone, tables, _ = skills
     for form in ("encoder", "seq2seq"):
         with pytest.raises(MultituneError, match=f"the backbone is a {form} one"):
-            language_task(replace(backbone, form=form), tables["train"][0])
+            supervised_task(replace(backbone, form=form), all_rows(tables["train"][0]), batch_size=4, seed=0)
