@@ -122,6 +122,23 @@ def test_a_changed_expert_redoes_the_fusion(fused, write, tmp_path):
     assert set(done) == {"fused", "sample"}
 
 
+def test_a_step_of_one_model_per_task_brings_an_expert_of_each(fused, write, tmp_path):
+    training = fused["steps"]["a"]["training"]
+    fused["steps"] = {
+        "fused": fused["steps"]["fused"] | {"experts": ["own"]},
+        "own": {"tasks": "each", "training": training},
+    }
+    fused["score"] = False
+    run(load_recipe(write(fused)), tmp_path / "run")
+    assert list(read_fusion(tmp_path / "run/steps/fused/model/fusion.json").experts) == ["own.sign", "own.echo"]
+    fused["steps"]["fused"]["alpha"] = [1.0]
+    with pytest.raises(MultituneErrors, match="1 coefficients for 2 experts"):
+        load_recipe(write(fused))
+    fused["steps"]["fused"] |= {"alpha": 1.0, "small": "own"}
+    with pytest.raises(MultituneErrors, match="no model 'own'"):
+        load_recipe(write(fused))
+
+
 def test_check_forecasts_the_fusion(fused, write, large_folder, model_folder):
     (told,) = plan(load_recipe(write(fused))).fusions
     large, small = (model_facts(ModelConfig(name=str(folder))) for folder in (large_folder, model_folder))

@@ -13,7 +13,7 @@ from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
 from multitune.models.location import resolve
 from multitune.objectives.balancing.config import GemConfig
-from multitune.recipes.graph import build
+from multitune.recipes.graph import build, with_all_experts
 from multitune.recipes.merge_checks import check_merge, is_model, made_models, outside_model
 from multitune.recipes.reading import Document, KeyPath
 from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, ScoreStep, TrainStep
@@ -158,6 +158,7 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
     keys: list[KeyPath] = [("model",), *([("small",)] if step.small is not None else [])]
     keys += [("experts", place) for place in range(len(step.experts))]
     known = made_models(recipe)
+    arms = {name for name, one in recipe.train_steps() if one.tasks == "each"}
     for place, source in enumerate(step.sources):
         where = document.where((*key, *keys[place]))
         if source in step.sources[:place]:
@@ -166,7 +167,7 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
                 where,
                 "Give the large model, the small base and every expert once.",
             )
-        elif source not in known:
+        elif source not in known and not (source in arms and keys[place][0] == "experts"):
             outside = outside_model(source, document)
             if source.partition(".")[0] in recipe.steps or ("/" not in source and not is_model(outside)):
                 yield MultituneError(
@@ -177,7 +178,7 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
             else:
                 yield from _caught(partial(resolve, outside), document, (*key, *keys[place]))
     try:
-        check_fusion(step, len(step.experts))
+        check_fusion(step, len(with_all_experts(step, recipe).experts))
     except MultituneError as error:
         yield MultituneError(error.what, document.where((*key, error.where.partition(":")[0])), error.mend)
 

@@ -47,7 +47,10 @@ class ScoreNode:
 
 @dataclass(frozen=True)
 class FuseNode:
-    """Writes down which models are fused; those of ``reads`` are base or nodes, the others lie elsewhere."""
+    """Writes down which models are fused; those of ``reads`` are base or nodes, the others lie elsewhere.
+
+    ``step`` names every expert: a step with ``tasks: each`` stands for all of its models no more.
+    """
 
     name: str
     step: FuseStep
@@ -91,6 +94,7 @@ def build(recipe: Recipe) -> list[Node]:
             nodes.append(ScoreNode(name, step.model, tasks, config))
             continue
         if isinstance(step, FuseStep):
+            step = with_all_experts(step, recipe)
             made = {BASE, *(node.name for node in nodes)}
             nodes.append(FuseNode(name, step, tuple(dict.fromkeys(one for one in step.sources if one in made))))
             if recipe.score:
@@ -142,12 +146,20 @@ def with_all_models(step: MergeStep, recipe: Recipe) -> MergeStep:
     """Return a merge step in which every step with ``tasks: each`` is replaced by its models, one per task."""
     models: list[MergedModel] = []
     for each in step.models:
-        made = recipe.steps.get(each.model)
-        names = [each.model]
-        if isinstance(made, TrainStep) and made.tasks == "each":
-            names = [f"{each.model}.{task}" for task in recipe.training_tasks]
-        models += [each.model_copy(update={"model": name}) for name in names]
+        models += [each.model_copy(update={"model": name}) for name in _models_of(each.model, recipe)]
     return step.model_copy(update={"models": tuple(models)})
+
+
+def with_all_experts(step: FuseStep, recipe: Recipe) -> FuseStep:
+    """Return a fuse step in which every expert with ``tasks: each`` is replaced by its models, one per task."""
+    return step.model_copy(update={"experts": tuple(one for name in step.experts for one in _models_of(name, recipe))})
+
+
+def _models_of(name: str, recipe: Recipe) -> list[str]:
+    made = recipe.steps.get(name)
+    if isinstance(made, TrainStep) and made.tasks == "each":
+        return [f"{name}.{task}" for task in recipe.training_tasks]
+    return [name]
 
 
 def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list[TrainNode]:
