@@ -1,6 +1,6 @@
 """Two targets of a real table at once: the rings of abalones (a number) and their sex (three classes).
 
-    python benchmarks/tabular_networks_abalone.py --table ../shared/data/tables/abalone --out result.json
+    python benchmarks/tabular_networks_abalone.py --table FOLDER --out result.json
 
 Networks learn both targets from seven measures, gradient-boosted trees one after the other. Networks keep a tenth of
 the training rows aside to stop early, over several seeds; also with nine tenths of the ring counts missing. The rows of

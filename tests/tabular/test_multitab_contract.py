@@ -17,9 +17,9 @@ SMALL = {
     "heads": 2,
     "ff_dim": 16,
     "tower": (16,),
-    "epochs": 15,
-    "batch_size": 64,
-    "learning_rate": 2e-2,
+    "epochs": 8,
+    "batch_size": 32,
+    "learning_rate": 3e-2,
     "device": "cpu",
 }
 
