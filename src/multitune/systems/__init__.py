@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder, multitab, rmtgb
+from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder, mhr, multitab, rmtgb
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -101,14 +101,7 @@ _GALLERY = (
         "Factored hypernetworks give dense vision tasks their adapters with a tenth of the parameters.",
         "adaptation",
     ),
-    System(
-        14,
-        "MHR",
-        "Multi-Head Adapter Routing for Cross-Task Generalization",
-        "arXiv 2211.03831, NeurIPS 2023",
-        "A shared inventory of adapters with learned routing adapts to a new task by very few numbers.",
-        "adaptation",
-    ),
+    mhr.SYSTEM,
     System(
         15,
         "BLOOMZ and mT0",

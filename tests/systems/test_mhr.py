@@ -1,0 +1,54 @@
+"""The linear world of system 14: built as said, and learned by routing per head alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from multitune.systems.mhr import ARMS, CLAIMS, run_small
+from multitune.systems.routing_world import NOISE, POWER, Rows, error, fit, for_one_task, make_world, routed_layer
+
+SMALL = {"tasks": 12, "rows": 24, "new_tasks": 2, "few": 16, "validation": 50}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(0, **SMALL)
+
+
+def test_the_world_is_what_its_seed_draws_at_the_said_scale(world):
+    again = make_world(0, **SMALL)
+    assert torch.equal(world.train.outputs, again.train.outputs)
+    assert not torch.equal(world.train.outputs, make_world(1, **SMALL).train.outputs)
+    rows = make_world(0, **SMALL | {"tasks": 40, "validation": 400}).validation
+    untouched = (rows.outputs - rows.inputs @ make_world(0, **SMALL | {"tasks": 40}).weight.T).square().mean()
+    assert float(untouched) == pytest.approx(POWER + NOISE**2, rel=0.1)
+
+
+def test_a_new_task_starts_from_the_modules_or_their_average(world):
+    layer = routed_layer(world.weight, 12, skills=4, heads=8, rank=2, seed=0)
+    fit(layer, world.train, steps=5, rate=1e-2, routing_rate=1e-1)
+    few = Rows(world.few.inputs[:1], world.few.outputs[:1])
+    average = error(layer, few, known=False)
+    assert error(for_one_task(layer, 0), few) == pytest.approx(average, rel=1e-2)
+    assert error(for_one_task(layer, 0, average=True), few) == pytest.approx(average, rel=1e-5)
+
+
+def test_routing_alone_leaves_the_modules(world):
+    layer = routed_layer(world.weight, 12, skills=4, heads=8, rank=2, seed=0)
+    fit(layer, world.train, steps=3, rate=1e-2, routing_rate=1e-1)
+    modules, logits = layer.mhr_A["default"].clone(), layer.mhr_Z["default"].clone()
+    fit(layer, world.train, steps=3, rate=1e-2, routing_rate=1e-1, modules=False)
+    assert torch.equal(layer.mhr_A["default"], modules)
+    assert not torch.equal(layer.mhr_Z["default"], logits)
+
+
+def test_the_arms_tell_what_the_claims_ask(tmp_path):
+    sizes = {**SMALL, "steps": 60, "few_steps": 10}
+    arms = {arm.name: run_small({**arm.settings, **sizes}, 0, tmp_path) for arm in ARMS}
+    assert {name for metrics in arms.values() for name in metrics} == {
+        "untouched", "joint", "full", "routing", "average",
+    }  # fmt: skip
+    assert len({round(metrics["untouched"], 6) for metrics in arms.values()}) == 1
+    assert arms["MHR"]["joint"] < arms["Poly"]["joint"] < arms["LoRA"]["joint"]
+    assert all(isinstance(claim.effect(arms), float) for claim in CLAIMS)
