@@ -104,13 +104,16 @@ def test_a_device_that_is_not_there(regression_table):
         MultiTabNetRegressor(**{**QUICK, "device": "abacus"}).fit(*regression_table)
 
 
-def test_scikit_learn_tells_which_features_matter(regression_table):
-    from sklearn.inspection import permutation_importance
+def test_scikit_learn_tells_which_features_matter_to_which_target(regression_table):
+    from sklearn.inspection import partial_dependence, permutation_importance
 
     X, y = regression_table
-    estimator = MultiTabNetRegressor(**{**QUICK, "epochs": 15}).fit(X, y[:, 0])
-    found = permutation_importance(estimator, X, y[:, 0], n_repeats=2, random_state=0)
-    assert found.importances_mean.argmax() == 0
+    estimator = MultiTabNetRegressor(**{**QUICK, "epochs": 15}).fit(X, y)
+    scoring = {t: lambda model, X, y, t=t: model.evaluate(X, y)["r2"].iloc[int(t)] for t in "01"}
+    found = permutation_importance(estimator, X, y, scoring=scoring, n_repeats=2, random_state=0)
+    assert [found[t].importances_mean.argmax() for t in "01"] == [0, 1]
+    curves = partial_dependence(estimator, X, [0], grid_resolution=5)["average"]
+    assert np.ptp(curves[0]) > 5 * np.ptp(curves[1])
 
 
 def test_the_same_seed_gives_the_same_model(mixed_table):
