@@ -191,6 +191,7 @@ def test_encoders_keep_their_heads(recipe, model_folder, write, tmp_path, method
         ({"models": ["a", "c"]}, "no model 'c'"),
         ({"base": None}, "needs the base model"),
         ({"models": []}, "needs either models or slices"),
+        ({"method": "atlass"}, "Did you mean 'atlas'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(learning, write, change, what):

@@ -151,9 +151,10 @@ def check(config: MergeConfig) -> None:
         )
     if config.method not in METHOD_PARAMETERS:
         raise MultituneError(
-            f"The merging method '{config.method}' does not exist.{nearest(config.method, METHOD_PARAMETERS)}",
+            f"The merging method '{config.method}' does not exist."
+            f"{nearest(config.method, (*METHOD_PARAMETERS, *LEARNED_METHODS))}",
             f"method: {config.method}",
-            f"Choose one of: {', '.join(METHOD_PARAMETERS)}.",
+            f"Choose one of: {', '.join(METHOD_PARAMETERS)}; in a recipe also {', '.join(LEARNED_METHODS)}.",
         )
     errors = [*_about_models(config), *_about_parameters(config)]
     if len(errors) == 1:
