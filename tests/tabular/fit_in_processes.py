@@ -33,7 +33,10 @@ def main(folder: Path) -> None:
         device="cpu",
     ).fit(table.X, labels)
     probabilities = [*estimator.predict_proba(table.X).values(), estimator.predict(table.X)[["target_0"]]]
-    np.save(folder / f"{os.environ.get('RANK', 'alone')}.npy", np.hstack(probabilities))
+    name = os.environ.get("RANK", "alone")
+    np.save(folder / f"{name}.npy", np.hstack(probabilities))
+    unseeded = MultiTabNet(embed_dim=8, heads=2, epochs=1, initialisation="torch", device="cpu").fit(table.X, labels)
+    np.save(folder / f"{name}-unseeded.npy", unseeded.predict(table.X)["target_0"])
 
 
 if __name__ == "__main__":

@@ -395,3 +395,33 @@ def test_errors_cross_processes_whole():
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
     assert copy.copy(error).mend == "mend"
+
+
+def test_columns_of_every_type(tmp_path):
+    X = pd.DataFrame(
+        {
+            "whole": pd.array([1, 2, None] * 20, dtype="Int64"),
+            "truth": pd.array([True, False, None] * 20, dtype="boolean"),
+            "word": pd.array(["x", "y", None] * 20, dtype="string"),
+            "level": pd.Categorical([1, 2, 3] * 20),
+            "mixed": pd.Series([1, 2.5, None] * 20, dtype=object),
+            "small": np.arange(60, dtype=np.uint8),
+        }
+    )
+    Y = pd.DataFrame({"whole": X["whole"], "truth": X["truth"], "level": X["level"], "number": np.arange(60) / 7})
+    estimator = MultiTabNet(**QUICK).fit(X, Y)
+    levels = {feature.name: feature.levels for feature in estimator.features_}
+    assert levels["truth"] == (False, True) and levels["level"] == (1, 2, 3)
+    assert levels["whole"] is levels["mixed"] is levels["small"] is None
+    assert [target.classes for target in estimator.targets_] == [(1, 2), (False, True), (1, 2, 3), ()]
+    estimator.save(tmp_path)
+    pd.testing.assert_frame_equal(MultiTabNet.load(tmp_path).predict(X), estimator.predict(X))
+
+
+def test_a_constant_target_and_one_with_a_single_label_are_learned_for_what_they_are(regression_table):
+    X, y = regression_table
+    labels = np.column_stack([np.full(80, 7.0), np.full(80, np.nan), y[:, 0]])
+    labels[3, 1] = -2.0
+    predicted = MultiTabNetRegressor(**{**QUICK, "epochs": 20}).fit(X, labels).predict(X)
+    np.testing.assert_allclose(predicted[:, 0], 7, atol=0.5)
+    np.testing.assert_allclose(predicted[:, 1], -2, atol=1.5)

@@ -21,3 +21,4 @@ def test_two_processes_fit_what_one_fits(tmp_path):
     alone, first, second = (np.load(tmp_path / f"{name}.npy") for name in ("alone", "0", "1"))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, alone, atol=2e-4)
+    np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}-unseeded.npy") for name in ("0", "1")))

@@ -160,8 +160,9 @@ class NetworkEstimator(BaseEstimator):
 
     def _train(self, rows: Rows, validation: Rows | None) -> None:
         assert rows.labels is not None
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         place = find_place(self.device)
+        drawn = int(check_random_state(self.random_state).randint(2**31 - 1)) if place.process == 0 else 0
+        seed = int(place.sum(torch.tensor(drawn, device=place.device)))  # all processes go by the first one's
         stops = self.early_stopping is True or (self.early_stopping == "auto" and len(rows) >= LARGE_TABLE)
         if validation is None and stops:
             classes = [t for t, target in enumerate(self.targets_) if target.kind != "regression"]
