@@ -20,6 +20,7 @@ from multitune.tabular.boosting_trees import LEVELS, Trees
 
 CHUNK = 4096  # rows whose targets stay in the cache while all features are counted
 UNROLLED = 3  # channels for which the loop is compiled of its own: one or two outputs
+ALIKE = 2.3e-16  # mean square about the mean below which targets are alike, as in scikit-learn's trees
 ROUNDING = 1e-12  # of a node's sum of squares: splits closer than that are equally good, and the first one is taken
 
 Floats = npt.NDArray[np.float64]
@@ -106,7 +107,7 @@ class HistogramEngine:
 def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and called by _grow alone
     bins, bin_counts, categorical, channels, starts, K, unrolled, max_depth, min_samples, most
 ):
-    """Grow one tree over each stretch of rows.
+    """Grow one tree over each stretch of rows, and return its nodes, the rows in the order of the leaves, and V.
 
     ``unrolled`` has as many entries as there are channels; of a tuple that number is known when this is compiled.
     """
@@ -117,137 +118,58 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
     split_bin, next_bin = np.zeros(most, np.int32), np.zeros(most, np.int32)
     left = np.full(most, -1, np.int32)
     missing_left = np.zeros(most, np.bool_)
-    begin = np.zeros(most, np.int64)
-    end = np.zeros(most, np.int64)
-    offset = np.zeros(most, np.int64)
+    begin, end, offset = np.zeros(most, np.int64), np.zeros(most, np.int64), np.zeros(most, np.int64)
     sums = np.zeros((most, C))
     sets = np.full(most, -1, np.int32)
     left_codes = np.zeros((most // 2 + 1 if categorical.any() else 0, LEVELS), np.bool_)
     used_sets = 0
 
-    place = np.arange(M)
-    spare_place = np.empty(M, np.int64)
-    spare_channels = np.empty((M, C))
+    place, spare_place, spare_channels = np.arange(M), np.empty(M, np.int64), np.empty((M, C))
     histogram = np.zeros((D, bin_counts.max(), C))
-    order = np.empty(LEVELS, np.int64)
-    mean = np.empty(LEVELS)
-    goes_left = np.empty(LEVELS, np.bool_)
-    running = np.empty(C)
+    order, mean, goes_left = np.empty(LEVELS, np.int64), np.empty(LEVELS), np.empty(LEVELS, np.bool_)
 
     slots = len(starts) - 1
     for slot in range(slots):
         begin[slot], end[slot] = starts[slot], starts[slot + 1]
         offset[slot] = starts[slot] // N * N  # the second tree over all rows begins at row N
-        _total(sums[slot], channels, begin[slot], end[slot], C)
+        _add_up(sums[slot], channels, begin[slot], end[slot])
     first, grown = 0, slots
     for _ in range(max_depth):
         level_end = grown
         for node in range(first, level_end):
-            a, b = begin[node], end[node]
-            total = sums[node]
-            if total[count] < 2 * min_samples:
+            a, b, total = begin[node], end[node], sums[node]
+            tolerance = _tolerance(channels, a, b, total, K)
+            if total[count] < 2 * min_samples or tolerance < 0:
                 continue
-            squares, parent = 0.0, 0.0
-            for i in range(a, b):
-                for k in range(K):
-                    squares += channels[i, k] * channels[i, k] / channels[i, K]
-            for k in range(K):
-                parent += total[k] * total[k] / total[K]
-            tolerance = ROUNDING * squares
-            if squares - parent <= max(tolerance, 2.3e-16 * total[K]):
+            _count_bins(histogram, bins, bin_counts, place, channels, a, b, offset[node], unrolled)
+            f, position, way = _best_split(
+                histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean
+            )
+            if f < 0:
                 continue
-
-            for f in range(D):
-                histogram[f, : bin_counts[f]] = 0.0
-            for c0 in range(a, b, CHUNK):
-                c1 = min(b, c0 + CHUNK)
-                for f in range(D):
-                    for i in range(c0, c1):
-                        at = bins[f, place[i] - offset[node]]
-                        for c in range(len(unrolled)):
-                            histogram[f, at, c] += channels[i, c]
-
-            best = -np.inf
-            best_feature, best_position, best_missing_left = -1, 0, False
-            for f in range(D):
-                h = histogram[f]
-                if categorical[f]:
-                    present = _by_mean(h, bin_counts[f], total, K, order, mean)
-                else:
-                    present = _in_order(h, bin_counts[f], order)
-                some_missing = h[0, count] > 0
-                if present < 2 and not some_missing:
-                    continue
-                running[:] = 0.0
-                for position in range(present):
-                    for c in range(C):
-                        running[c] += h[order[position], c]
-                    if position == present - 1 and not some_missing:
-                        break
-                    for way in range(2 if some_missing and position < present - 1 else 1):
-                        # way 0: missing values go right; way 1: left
-                        counted = running[count] + (h[0, count] if way else 0.0)
-                        if counted < min_samples or total[count] - counted < min_samples:
-                            continue
-                        weight = running[K] + (h[0, K] if way else 0.0)
-                        gain = 0.0
-                        for k in range(K):
-                            s = running[k] + (h[0, k] if way else 0.0)
-                            rest = total[k] - s
-                            gain += s * s / weight + rest * rest / (total[K] - weight)
-                        if gain > best + tolerance:
-                            best, best_feature, best_position = gain, f, position
-                            best_missing_left = way == 1
-            if best_feature < 0:
-                continue
-
-            h = histogram[best_feature]
-            if categorical[best_feature]:
-                present = _by_mean(h, bin_counts[best_feature], total, K, order, mean)
-            else:
-                present = _in_order(h, bin_counts[best_feature], order)
+            h = histogram[f]
+            present = _listed(h, bin_counts[f], categorical[f], total, K, order, mean)
             goes_left[:] = False
-            if categorical[best_feature]:
-                for position in range(best_position + 1):
-                    goes_left[order[position]] = True
-            else:
-                goes_left[1 : order[best_position] + 1] = True
-            goes_left[0] = best_missing_left
-
-            # Left rows move up, right rows after them; both stay in their order.
-            to, kept = a, 0
-            for i in range(a, b):
-                if goes_left[bins[best_feature, place[i] - offset[node]]]:
-                    place[to] = place[i]
-                    for c in range(len(unrolled)):
-                        channels[to, c] = channels[i, c]
-                    to += 1
-                else:
-                    spare_place[kept] = place[i]
-                    for c in range(len(unrolled)):
-                        spare_channels[kept, c] = channels[i, c]
-                    kept += 1
-            place[to:b] = spare_place[:kept]
-            channels[to:b] = spare_channels[:kept]
-
-            for child, (ca, cb) in enumerate(((a, to), (to, b))):
-                begin[grown + child], end[grown + child] = ca, cb
-                offset[grown + child] = offset[node]
-                _total(sums[grown + child], channels, ca, cb, C)
-            feature[node] = best_feature
-            left[node] = grown
+            goes_left[0] = way == 1
+            for i in range(position + 1):
+                goes_left[order[i]] = True
+            middle = _part(bins[f], goes_left, place, channels, a, b, offset[node], spare_place, spare_channels)
+            for child, (ca, cb) in enumerate(((a, middle), (middle, b))):
+                begin[grown + child], end[grown + child], offset[grown + child] = ca, cb, offset[node]
+                _add_up(sums[grown + child], channels, ca, cb)
             heavier_left = sums[grown, K] >= sums[grown + 1, K]
-            missing_left[node] = best_missing_left if h[0, count] > 0 else heavier_left
-            if categorical[best_feature]:
+            feature[node], left[node] = f, grown
+            missing_left[node] = goes_left[0] if h[0, count] > 0 else heavier_left
+            if categorical[f]:
                 # A code that no row here has goes with the heavier side, as a missing one does.
                 for code in range(LEVELS):
-                    absent = code >= bin_counts[best_feature] or h[code, count] == 0
+                    absent = code >= bin_counts[f] or h[code, count] == 0
                     left_codes[used_sets, code] = heavier_left if absent else goes_left[code]
                 sets[node] = used_sets
                 used_sets += 1
             else:
-                split_bin[node] = order[best_position]
-                next_bin[node] = order[best_position + 1] if best_position + 1 < present else 0
+                split_bin[node] = order[position]
+                next_bin[node] = order[position + 1] if position + 1 < present else 0
             grown += 2
         first = level_end
         if grown == level_end:
@@ -257,30 +179,150 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
 
 
 @njit(cache=True, nogil=True)
-def _total(out, channels, a, b, C):  # type: ignore[no-untyped-def]
+def _add_up(out, channels, a, b):  # type: ignore[no-untyped-def]
     for i in range(a, b):
-        for c in range(C):
+        for c in range(channels.shape[1]):
             out[c] += channels[i, c]
 
 
 @njit(cache=True, nogil=True)
-def _in_order(h, bins, order):  # type: ignore[no-untyped-def]
-    """Write the bins that have rows, from 1 on, and return their number."""
+def _tolerance(channels, a, b, total, K):  # type: ignore[no-untyped-def]
+    """Return by how much a split has to be better to count as better; -1 where all targets are alike."""
+    squares, parent = 0.0, 0.0
+    for i in range(a, b):
+        for k in range(K):
+            squares += channels[i, k] * channels[i, k] / channels[i, K]
+    for k in range(K):
+        parent += total[k] * total[k] / total[K]
+    return ROUNDING * squares if squares - parent > max(ROUNDING * squares, ALIKE * total[K]) else -1.0
+
+
+@njit(cache=True, nogil=True)
+def _count_bins(histogram, bins, bin_counts, place, channels, a, b, offset, unrolled):  # type: ignore[no-untyped-def]
+    for f in range(len(bins)):
+        histogram[f, : bin_counts[f]] = 0.0
+    for c0 in range(a, b, CHUNK):
+        c1 = min(b, c0 + CHUNK)
+        for f in range(len(bins)):
+            own_bins, h = bins[f], histogram[f]
+            for i in range(c0, c1):
+                at = np.uintp(own_bins[np.uintp(place[i] - offset)])  # unsigned: no test for below 0
+                for c in range(len(unrolled)):
+                    h[at, c] += channels[i, c]
+
+
+@njit(cache=True, nogil=True)
+def _best_split(histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean):  # type: ignore[no-untyped-def]
+    """Return the best feature, -1 for none, how many of its bins in their order go left, less one, and the way of
+    missing values; the first feature and bin of those that are equally good.
+    """
+    best, best_feature, best_position, best_way = -np.inf, -1, 0, 0
+    for f in range(len(histogram)):
+        h = histogram[f]
+        present = _listed(h, bin_counts[f], categorical[f], total, K, order, mean)
+        if K == 1:
+            gain, position, way = _best_of_one(h, order, present, total, min_samples, tolerance, best)
+        else:
+            gain, position, way = _best_of_many(h, order, present, total, K, min_samples, tolerance, best)
+        if position >= 0:
+            best, best_feature, best_position, best_way = gain, f, position, way
+    return best_feature, best_position, best_way
+
+
+@njit(cache=True, nogil=True)
+def _part(own_bins, goes_left, place, channels, a, b, offset, spare_place, spare_channels):  # type: ignore[no-untyped-def]
+    """Move the rows of the left side up and those of the right side after them, each in their order."""
+    to, kept = a, 0
+    for i in range(a, b):
+        if goes_left[own_bins[place[i] - offset]]:
+            place[to] = place[i]
+            for c in range(channels.shape[1]):
+                channels[to, c] = channels[i, c]
+            to += 1
+        else:
+            spare_place[kept] = place[i]
+            for c in range(channels.shape[1]):
+                spare_channels[kept, c] = channels[i, c]
+            kept += 1
+    place[to:b] = spare_place[:kept]
+    channels[to:b] = spare_channels[:kept]
+    return to
+
+
+@njit(cache=True, nogil=True)
+def _best_of_one(h, order, present, total, min_samples, tolerance, best):  # type: ignore[no-untyped-def]
+    """Return the best split of one output between bins in an order: its gain, its place, -1 for none better than
+    ``best``, and whether missing values go left in it (1) or right (0).
+
+    The gain is S_l^2 / W_l + S_r^2 / W_r, less the same of the node, which does not differ between its splits.
+    """
+    count = h.shape[1] - 1
+    S, W, N = total[0], total[1], total[count]
+    missing = h[0, count] > 0
+    found, found_way = -1, 0
+    s, w, n = 0.0, 0.0, 0.0
+    for position in range(present):
+        at = order[position]
+        s, w, n = s + h[at, 0], w + h[at, 1], n + h[at, count]
+        last = position == present - 1
+        if last and not missing:
+            break
+        if n >= min_samples and N - n >= min_samples:
+            gain = (s * s * (W - w) + (S - s) * (S - s) * w) / (w * (W - w))
+            if gain > best + tolerance:
+                best, found, found_way = gain, position, 0
+        if missing and not last:
+            s1, w1, n1 = s + h[0, 0], w + h[0, 1], n + h[0, count]
+            if n1 >= min_samples and N - n1 >= min_samples:
+                gain = (s1 * s1 * (W - w1) + (S - s1) * (S - s1) * w1) / (w1 * (W - w1))
+                if gain > best + tolerance:
+                    best, found, found_way = gain, position, 1
+    return best, found, found_way
+
+
+@njit(cache=True, nogil=True)
+def _best_of_many(h, order, present, total, K, min_samples, tolerance, best):  # type: ignore[no-untyped-def]
+    """Return the same of K outputs, whose gains add up."""
+    count = h.shape[1] - 1
+    missing = h[0, count] > 0
+    found, found_way = -1, 0
+    running = np.zeros(h.shape[1])
+    for position in range(present):
+        for c in range(count + 1):
+            running[c] += h[order[position], c]
+        last = position == present - 1
+        if last and not missing:
+            break
+        for way in range(2 if missing and not last else 1):
+            counted = running[count] + way * h[0, count]
+            if counted < min_samples or total[count] - counted < min_samples:
+                continue
+            weight = running[K] + way * h[0, K]
+            gain = 0.0
+            for k in range(K):
+                s = running[k] + way * h[0, k]
+                gain += s * s / weight + (total[k] - s) * (total[k] - s) / (total[K] - weight)
+            if gain > best + tolerance:
+                best, found, found_way = gain, position, way
+    return best, found, found_way
+
+
+@njit(cache=True, nogil=True)
+def _listed(h, bins, is_category, total, K, order, mean):  # type: ignore[no-untyped-def]
+    """Write the bins that have rows, from 1 on, in the order in which they are split, and return their number."""
     present = 0
     for at in range(1, bins):
         if h[at, h.shape[1] - 1] > 0:
             order[present] = at
             present += 1
+    if is_category:
+        _by_mean(h, present, total, K, order, mean)
     return present
 
 
 @njit(cache=True, nogil=True)
-def _by_mean(h, bins, total, K, order, mean):  # type: ignore[no-untyped-def]
-    """Write the codes that have rows by the mean of their target (Fisher 1958), and return their number.
-
-    Of several outputs the one counts whose means differ most.
-    """
-    present = _in_order(h, bins, order)
+def _by_mean(h, present, total, K, order, mean):  # type: ignore[no-untyped-def]
+    """Sort codes by the mean of their target (Fisher 1958): of the output whose means differ most."""
     output, most = 0, -1.0
     for k in range(K):
         between = 0.0
@@ -298,7 +340,6 @@ def _by_mean(h, bins, total, K, order, mean):  # type: ignore[no-untyped-def]
             order[back] = order[back - 1]
             back -= 1
         order[back] = at
-    return present
 
 
 @njit(cache=True, nogil=True)
