@@ -82,7 +82,7 @@ def test_every_standard_method_on_words_gaps_and_classes():
     X.loc[::7, "n"] = np.nan
     result = compare_tasks(X, y, task_column="shop", folds=2)
     assert result.metric == "accuracy" and result.per_task.index.tolist() == ["north", "south"]
-    assert len(result.summary) == 8 and (result.summary["accuracy"] > 0.6).all()
+    assert len(result.summary) == 9 and (result.summary["accuracy"] > 0.6).all()
 
 
 @pytest.mark.parametrize("engine", ["lightgbm", "sklearn"])

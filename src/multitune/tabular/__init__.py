@@ -21,8 +21,11 @@ PLACES = {
     "TaskComparison": "task_comparison",
     "TabularNetworkBaseline": "multitab_baselines",
     "compare_tasks": "task_comparison",
+    "feature_importance": "task_effects",
     "make_multitask_tables": "multitask_tables",
     "multitask_gain": "network_scores",
+    "partial_dependence": "task_effects",
+    "plot_theta": "theta_plot",
 }
 """Every public name and the file that holds it."""
 
