@@ -7,7 +7,7 @@ import pytest
 from sklearn.ensemble import GradientBoostingRegressor
 
 from multitune.tabular import RMTGBClassifier, RMTGBRegressor
-from multitune.tabular.boosting_blocks import combined, theta_gradient
+from multitune.tabular.boosting_blocks import combined, sigmoid, theta_gradient
 from multitune.tabular.boosting_losses import SoftmaxLoss, SquaredLoss
 
 ENGINES = pytest.mark.parametrize("engine", ["hist", "exact"])
@@ -65,9 +65,9 @@ def test_the_gradient_on_theta(outputs, kind):
     theta = random.normal(size=T)
 
     def total(theta_T):
-        return weight @ loss.loss(y, combined(values, theta_T[task]))
+        return weight @ loss.loss(y, combined(values, sigmoid(theta_T)[task]))
 
-    g = loss.residual(y, combined(values, theta[task]))
+    g = loss.residual(y, combined(values, sigmoid(theta)[task]))
     gradient = theta_gradient(theta, task, weight, g, values["p"], values["q"])
     step = 1e-5
     for r in range(T):

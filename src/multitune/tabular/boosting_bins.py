@@ -80,11 +80,14 @@ def cut_points(values: Floats, weight: Floats, most_bins: int) -> tuple[Floats, 
     It is cut between all its distinct values, or at weighted quantiles of them.
     """
     present = ~np.isnan(values)
-    distinct, place = np.unique(values[present], return_inverse=True)
-    if not len(distinct):
+    if not present.any():
         return np.empty(0), np.zeros(1), np.zeros(1)
+    order = np.argsort(values[present])
+    ordered = values[present][order]
+    ends = np.append(np.flatnonzero(ordered[1:] > ordered[:-1]), len(ordered) - 1)  # where each distinct value ends
+    distinct = ordered[ends]
     if len(distinct) > most_bins:
-        reached = np.cumsum(np.bincount(place, weights=weight[present]))
+        reached = np.cumsum(weight[present][order])[ends]
         wanted = reached[-1] * np.arange(1, most_bins) / most_bins
         # The sums of equal weights in other orders differ in the last digits; a cut must not move for that.
         last = np.unique(np.searchsorted(reached * (1 + 1e-12), wanted, side="left"))

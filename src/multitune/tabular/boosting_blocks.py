@@ -79,11 +79,11 @@ class RowSet:
 
     def score(self, theta_T: Floats) -> Floats:
         """Return F, (N, K)."""
-        return combined(self.values, theta_T[self.task])
+        return combined(self.values, sigmoid(theta_T)[self.task])
 
-    def mean_loss(self, loss: Loss, theta_T: Floats) -> float:
+    def mean_loss(self, loss: Loss, F_NK: Floats) -> float:
         """Return the weighted mean loss."""
-        return float(self.weight @ loss.loss(self.y, self.score(theta_T)) / self.weight.sum())
+        return float(self.weight @ loss.loss(self.y, F_NK) / self.weight.sum())
 
     def copy(self) -> RowSet:
         """Return the same rows with values of their own."""
@@ -118,9 +118,9 @@ def sigmoid(x: Floats) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
-def combined(values: dict[str, Floats], theta_N: Floats) -> Floats:
-    """Return F = m + (1 - s) q + s p + h from the values of the four functions and every row's theta."""
-    s = sigmoid(theta_N)[:, None]
+def combined(values: dict[str, Floats], s_N: Floats) -> Floats:
+    """Return F = m + (1 - s) q + s p + h from the values of the four functions and every row's sigmoid(theta)."""
+    s = s_N[:, None]
     return np.asarray(values["m"] + (1 - s) * values["q"] + s * values["p"] + values["h"])
 
 
@@ -162,6 +162,7 @@ class _Run:
         self.trees: dict[str, list[Trees]] = {name: [] for name in FUNCTIONS}
         self.iterations: list[int] = []
         self.losses: tuple[list[float], list[float]] = ([], [])
+        self.F_NK = training.score(theta_T)
 
     def branch(self, theta_T: Floats) -> _Run:
         """Return a run that goes on from here with another theta."""
@@ -190,7 +191,7 @@ class _Run:
 
     def residual(self) -> Floats:
         """Return g at the current F."""
-        return self.loss.residual(self.training.y, self.training.score(self.theta_IT[-1]))
+        return self.loss.residual(self.training.y, self.F_NK)
 
     def shared_step(self) -> None:
         """Block 1: m follows the residual of all rows."""
@@ -222,6 +223,7 @@ class _Run:
             best_loss, kept = self._measured()[1], self._kept()
         for iteration in range(1, most + 1):
             step()
+            self.F_NK = self.training.score(self.theta_IT[-1])
             training, validation = self._measured()
             self.losses[0].append(training)
             if self.validation is not None:
@@ -237,6 +239,7 @@ class _Run:
             self.theta_IT = self.theta_IT[:thetas]
             self.trees = {name: self.trees[name][:count] for name, count in trees.items()}
             self.losses = (self.losses[0][:losses], self.losses[1][:losses])
+            self.F_NK = self.training.score(self.theta_IT[-1])
         self.iterations.append(most if patience is None else best)
 
     def _kept(self) -> tuple[RowSet, RowSet | None, int, dict[str, int], int]:
@@ -245,9 +248,9 @@ class _Run:
         return self.training.copy(), validation, len(self.theta_IT), trees, len(self.losses[0])
 
     def _measured(self) -> tuple[float, float]:
-        theta = self.theta_IT[-1]
-        validation = np.nan if self.validation is None else self.validation.mean_loss(self.loss, theta)
-        return self.training.mean_loss(self.loss, theta), validation
+        validation, theta_T = self.validation, self.theta_IT[-1]
+        held_out = np.nan if validation is None else validation.mean_loss(self.loss, validation.score(theta_T))
+        return self.training.mean_loss(self.loss, self.F_NK), held_out
 
     def finished(self) -> Boosted:
         """Return what was learned."""

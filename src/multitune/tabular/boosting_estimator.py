@@ -306,14 +306,14 @@ class RobustBooster(BaseEstimator):
             trees.add_to(values[name], X, place if name == "h" else None)
         return values
 
-    def _theta_of(self, theta_T: Floats, place: Places) -> Floats:
-        """Return theta of every row; the median task's for tasks that were not there at fit."""
-        return np.append(theta_T, np.median(theta_T))[place]
+    def _side_of(self, theta_T: Floats, place: Places) -> Floats:
+        """Return s of every row; the median task's for tasks that were not there at fit."""
+        return sigmoid(np.append(theta_T, np.median(theta_T)))[place]
 
     def _raw(self, X: Any, task: Any) -> Floats:
         """Return F, (rows, K)."""
         encoded, place = self._encoded(X, task)
-        return combined(self._values(encoded, place), self._theta_of(self.theta_, place))
+        return combined(self._values(encoded, place), self._side_of(self.theta_, place))
 
     def _staged_raw(self, X: Any, task: Any) -> Iterator[Floats]:
         encoded, place = self._encoded(X, task)
@@ -326,7 +326,7 @@ class RobustBooster(BaseEstimator):
             for name in names:
                 own = place if name == "h" else None
                 trees[name].iteration(iteration).add_to(values[name], encoded, own)
-            yield combined(values, self._theta_of(theta[step], place))
+            yield combined(values, self._side_of(theta[step], place))
 
     def parts(self, X: Any, task: Any = None) -> dict[str, Floats]:
         """Return the three blocks' shares of F, (rows, outputs) each; they add up to it.
@@ -336,7 +336,7 @@ class RobustBooster(BaseEstimator):
         """
         encoded, place = self._encoded(X, task)
         values = self._values(encoded, place)
-        s = sigmoid(self._theta_of(self.theta_, place))[:, None]
+        s = self._side_of(self.theta_, place)[:, None]
         return {
             "shared": values["m"],
             "robust": np.asarray((1 - s) * values["q"] + s * values["p"]),

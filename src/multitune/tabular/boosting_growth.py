@@ -119,12 +119,12 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
     left = np.full(most, -1, np.int32)
     missing_left = np.zeros(most, np.bool_)
     begin, end, offset = np.zeros(most, np.int64), np.zeros(most, np.int64), np.zeros(most, np.int64)
-    sums = np.zeros((most, C))
+    sums, squares = np.zeros((most, C)), np.zeros(most)
     sets = np.full(most, -1, np.int32)
     left_codes = np.zeros((most // 2 + 1 if categorical.any() else 0, LEVELS), np.bool_)
     used_sets = 0
 
-    place, spare_place, spare_channels = np.arange(M), np.empty(M, np.int64), np.empty((M, C))
+    place, spare_place, spare_channels = np.arange(M, dtype=np.int32), np.empty(M, np.int32), np.empty((M, C))
     histogram = np.zeros((D, bin_counts.max(), C))
     order, mean, goes_left = np.empty(LEVELS, np.int64), np.empty(LEVELS), np.empty(LEVELS, np.bool_)
 
@@ -132,31 +132,34 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
     for slot in range(slots):
         begin[slot], end[slot] = starts[slot], starts[slot + 1]
         offset[slot] = starts[slot] // N * N  # the second tree over all rows begins at row N
-        _add_up(sums[slot], channels, begin[slot], end[slot])
+        squares[slot] = _add_up(sums[slot], channels, begin[slot], end[slot], K, unrolled)
     first, grown = 0, slots
     for _ in range(max_depth):
         level_end = grown
         for node in range(first, level_end):
             a, b, total = begin[node], end[node], sums[node]
-            tolerance = _tolerance(channels, a, b, total, K)
+            tolerance = _tolerance(squares[node], total, K)
             if total[count] < 2 * min_samples or tolerance < 0:
                 continue
             _count_bins(histogram, bins, bin_counts, place, channels, a, b, offset[node], unrolled)
-            f, position, way = _best_split(
-                histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean
-            )
+            f, at, way = _best_split(histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean)
             if f < 0:
                 continue
             h = histogram[f]
-            present = _listed(h, bin_counts[f], categorical[f], total, K, order, mean)
             goes_left[:] = False
             goes_left[0] = way == 1
-            for i in range(position + 1):
-                goes_left[order[i]] = True
-            middle = _part(bins[f], goes_left, place, channels, a, b, offset[node], spare_place, spare_channels)
+            if categorical[f]:
+                _listed(h, bin_counts[f], True, total, K, order, mean)
+                for i in range(at + 1):
+                    goes_left[order[i]] = True
+            else:
+                goes_left[1 : at + 1] = True
+            middle = _part(
+                bins[f], goes_left, place, channels, a, b, offset[node], spare_place, spare_channels, unrolled
+            )
             for child, (ca, cb) in enumerate(((a, middle), (middle, b))):
                 begin[grown + child], end[grown + child], offset[grown + child] = ca, cb, offset[node]
-                _add_up(sums[grown + child], channels, ca, cb)
+                squares[grown + child] = _add_up(sums[grown + child], channels, ca, cb, K, unrolled)
             heavier_left = sums[grown, K] >= sums[grown + 1, K]
             feature[node], left[node] = f, grown
             missing_left[node] = goes_left[0] if h[0, count] > 0 else heavier_left
@@ -168,8 +171,10 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
                 sets[node] = used_sets
                 used_sets += 1
             else:
-                split_bin[node] = order[position]
-                next_bin[node] = order[position + 1] if position + 1 < present else 0
+                split_bin[node] = at
+                for following in range(bin_counts[f] - 1, at, -1):
+                    if h[following, count] > 0:
+                        next_bin[node] = following
             grown += 2
         first = level_end
         if grown == level_end:
@@ -179,19 +184,23 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
 
 
 @njit(cache=True, nogil=True)
-def _add_up(out, channels, a, b):  # type: ignore[no-untyped-def]
+def _add_up(out, channels, a, b, K, unrolled):  # type: ignore[no-untyped-def]
+    """Add the channels of rows a to b to ``out``, and return their weighted sum of squares."""
+    squares = 0.0
     for i in range(a, b):
-        for c in range(channels.shape[1]):
+        for c in range(len(unrolled)):
             out[c] += channels[i, c]
+        of_row = 0.0
+        for k in range(K):
+            of_row += channels[i, k] * channels[i, k]
+        squares += of_row / channels[i, K]
+    return squares
 
 
 @njit(cache=True, nogil=True)
-def _tolerance(channels, a, b, total, K):  # type: ignore[no-untyped-def]
+def _tolerance(squares, total, K):  # type: ignore[no-untyped-def]
     """Return by how much a split has to be better to count as better; -1 where all targets are alike."""
-    squares, parent = 0.0, 0.0
-    for i in range(a, b):
-        for k in range(K):
-            squares += channels[i, k] * channels[i, k] / channels[i, K]
+    parent = 0.0
     for k in range(K):
         parent += total[k] * total[k] / total[K]
     return ROUNDING * squares if squares - parent > max(ROUNDING * squares, ALIKE * total[K]) else -1.0
@@ -212,36 +221,42 @@ def _count_bins(histogram, bins, bin_counts, place, channels, a, b, offset, unro
 
 
 @njit(cache=True, nogil=True)
-def _best_split(histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean):  # type: ignore[no-untyped-def]
-    """Return the best feature, -1 for none, how many of its bins in their order go left, less one, and the way of
-    missing values; the first feature and bin of those that are equally good.
+def _best_split(  # type: ignore[no-untyped-def]
+    histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean
+):
+    """Return the best feature, -1 for none, the last of its bins that goes left, and the way of missing values.
+
+    The bin of a category is its place in the order of the means. Of splits that are equally good it is the first one.
+    The gain is sum_k S_l^2 / W_l + S_r^2 / W_r, less the same of the node, which does not differ between its splits.
     """
-    best, best_feature, best_position, best_way = -np.inf, -1, 0, 0
+    best, best_feature, best_at, best_way = -np.inf, -1, 0, 0
     for f in range(len(histogram)):
         h = histogram[f]
-        present = _listed(h, bin_counts[f], categorical[f], total, K, order, mean)
-        if K == 1:
-            gain, position, way = _best_of_one(h, order, present, total, min_samples, tolerance, best)
+        if K == 1 and not categorical[f]:
+            gain, at, way = _best_threshold(h, bin_counts[f], total, min_samples, tolerance, best)
         else:
-            gain, position, way = _best_of_many(h, order, present, total, K, min_samples, tolerance, best)
-        if position >= 0:
-            best, best_feature, best_position, best_way = gain, f, position, way
-    return best_feature, best_position, best_way
+            present = _listed(h, bin_counts[f], categorical[f], total, K, order, mean)
+            gain, at, way = _best_of_many(h, order, present, total, K, min_samples, tolerance, best)
+            if at >= 0 and not categorical[f]:
+                at = order[at]
+        if at >= 0:
+            best, best_feature, best_at, best_way = gain, f, at, way
+    return best_feature, best_at, best_way
 
 
 @njit(cache=True, nogil=True)
-def _part(own_bins, goes_left, place, channels, a, b, offset, spare_place, spare_channels):  # type: ignore[no-untyped-def]
+def _part(own_bins, goes_left, place, channels, a, b, offset, spare_place, spare_channels, unrolled):  # type: ignore[no-untyped-def]
     """Move the rows of the left side up and those of the right side after them, each in their order."""
     to, kept = a, 0
     for i in range(a, b):
-        if goes_left[own_bins[place[i] - offset]]:
+        if goes_left[own_bins[np.uintp(place[i] - offset)]]:
             place[to] = place[i]
-            for c in range(channels.shape[1]):
+            for c in range(len(unrolled)):
                 channels[to, c] = channels[i, c]
             to += 1
         else:
             spare_place[kept] = place[i]
-            for c in range(channels.shape[1]):
+            for c in range(len(unrolled)):
                 spare_channels[kept, c] = channels[i, c]
             kept += 1
     place[to:b] = spare_place[:kept]
@@ -250,39 +265,30 @@ def _part(own_bins, goes_left, place, channels, a, b, offset, spare_place, spare
 
 
 @njit(cache=True, nogil=True)
-def _best_of_one(h, order, present, total, min_samples, tolerance, best):  # type: ignore[no-untyped-def]
-    """Return the best split of one output between bins in an order: its gain, its place, -1 for none better than
-    ``best``, and whether missing values go left in it (1) or right (0).
+def _best_threshold(h, bins, total, min_samples, tolerance, best):  # type: ignore[no-untyped-def]
+    """Return the gain of the best split of a number for one output, its bin, -1 for none better than ``best``, and
+    whether missing values go left (1) or right (0).
 
-    The gain is S_l^2 / W_l + S_r^2 / W_r, less the same of the node, which does not differ between its splits.
+    Gains are compared without a division. An empty bin repeats the split before it, and is no better.
     """
     count = h.shape[1] - 1
     S, W, N = total[0], total[1], total[count]
-    missing = h[0, count] > 0
     found, found_way = -1, 0
-    s, w, n = 0.0, 0.0, 0.0
-    for position in range(present):
-        at = order[position]
-        s, w, n = s + h[at, 0], w + h[at, 1], n + h[at, count]
-        last = position == present - 1
-        if last and not missing:
-            break
-        if n >= min_samples and N - n >= min_samples:
-            gain = (s * s * (W - w) + (S - s) * (S - s) * w) / (w * (W - w))
-            if gain > best + tolerance:
-                best, found, found_way = gain, position, 0
-        if missing and not last:
-            s1, w1, n1 = s + h[0, 0], w + h[0, 1], n + h[0, count]
-            if n1 >= min_samples and N - n1 >= min_samples:
-                gain = (s1 * s1 * (W - w1) + (S - s1) * (S - s1) * w1) / (w1 * (W - w1))
-                if gain > best + tolerance:
-                    best, found, found_way = gain, position, 1
+    for way in range(2 if h[0, count] > 0 else 1):
+        s, w, n = way * h[0, 0], way * h[0, 1], way * h[0, count]
+        for at in range(1, bins):
+            s, w, n = s + h[at, 0], w + h[at, 1], n + h[at, count]
+            if n < min_samples or N - n < min_samples:
+                continue
+            numerator, denominator = s * s * (W - w) + (S - s) * (S - s) * w, w * (W - w)
+            if numerator > (best + tolerance) * denominator:
+                best, found, found_way = numerator / denominator, at, way
     return best, found, found_way
 
 
 @njit(cache=True, nogil=True)
 def _best_of_many(h, order, present, total, K, min_samples, tolerance, best):  # type: ignore[no-untyped-def]
-    """Return the same of K outputs, whose gains add up."""
+    """Return the same of K outputs, whose gains add up, between bins in an order; the bin as its place in it."""
     count = h.shape[1] - 1
     missing = h[0, count] > 0
     found, found_way = -1, 0

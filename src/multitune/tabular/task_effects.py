@@ -55,7 +55,7 @@ def partial_dependence(
             tasks = np.full(len(encoded), own)
             h = np.zeros_like(values["h"])
             booster.boosted_.trees["h"].add_to(h, encoded, tasks)
-            F_NK = combined({**values, "h": h}, booster._theta_of(booster.theta_, tasks))
+            F_NK = combined({**values, "h": h}, booster._side_of(booster.theta_, tasks))
             answer_NK = softmax(F_NK) if isinstance(booster._loss, SoftmaxLoss) else F_NK
             columns[name].append(float(answer_NK[:, output].mean()))
     index = values_G if levels is None else list(levels)
@@ -78,9 +78,9 @@ def feature_importance(
         error, or the cross-entropy in nats.
     """
     encoded, place = booster._encoded(X, task)
-    y_NK, theta_N = booster._targets(y, len(encoded)), booster._theta_of(booster.theta_, place)
+    y_NK, s_N = booster._targets(y, len(encoded)), booster._side_of(booster.theta_, place)
     before = booster._values(encoded, place)
-    loss_N = booster._loss.loss(y_NK, combined(before, theta_N))
+    loss_N = booster._loss.loss(y_NK, combined(before, s_N))
     random = np.random.default_rng(seed)
     by_task = [np.flatnonzero(place == one) for one in np.unique(place)]
     tasks = booster.tasks_[np.unique(place)].tolist()
@@ -92,8 +92,8 @@ def feature_importance(
             for rows in by_task:
                 changed[rows, number] = encoded[random.permutation(rows), number]
             after = booster._values(changed, place)
-            rise_N += booster._loss.loss(y_NK, combined(after, theta_N)) - loss_N
-            shared_N += booster._loss.loss(y_NK, combined({**after, "h": before["h"]}, theta_N)) - loss_N
+            rise_N += booster._loss.loss(y_NK, combined(after, s_N)) - loss_N
+            shared_N += booster._loss.loss(y_NK, combined({**after, "h": before["h"]}, s_N)) - loss_N
         of_task = {task: float(rise_N[rows].mean()) for task, rows in zip(tasks, by_task, strict=True)}
         lines[feature.name] = {**of_task, "all": float(rise_N.mean()), SHARED: float(shared_N.mean())}
     table = pd.DataFrame.from_dict(lines, orient="index") / repeats
