@@ -5,7 +5,7 @@ of `fit`, binning included, and the rise of the process's peak memory during it.
 distribution, a target that the last tasks turn round. All have the same number of trees per row and the same depth.
 
     python benchmarks/tabular_boosting.py --out result.json
-    python benchmarks/tabular_boosting.py --growth --out result.json
+    python benchmarks/tabular_boosting.py --growth --out result.json --plot growth.svg
 """
 
 from __future__ import annotations
@@ -89,11 +89,20 @@ def grown() -> list[dict[str, Any]]:
     return runs
 
 
+def drawn(runs: list[dict[str, Any]]) -> str:
+    """Return the growth of the histogram engine as an SVG."""
+    from tabular_networks import plot
+
+    hist = [run for run in runs if run["arm"] == "hist"]
+    return plot({what: [[run[what], run["seconds"]] for run in hist if run["grown"] == what] for what in GROWN})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=json.loads, help="do one run and print its JSON (used by the benchmark itself)")
     parser.add_argument("--growth", action="store_true", help="measure growth with rows, features and tasks instead")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.add_argument("--plot", type=Path, help="write the growth as SVG")
     options = parser.parse_args()
     if options.run:
         print(json.dumps(run_one(options.run)))
@@ -103,6 +112,8 @@ def main() -> None:
     result = {"command": command, "load_at_end": os.getloadavg()[0], "runs": runs}
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot:
+        options.plot.write_text(drawn(runs))
 
 
 if __name__ == "__main__":
