@@ -30,7 +30,10 @@ def test_the_scenarios():
 
 def test_functions_have_unit_variance_over_draws():
     at = np.zeros((1, 5))
-    values = [make_multitask_tables("pooled", tasks=1, outliers=0, rows=1, seed=s).truth(at, 0)[0] for s in range(200)]
+    values = [
+        make_multitask_tables("pooled", tasks=1, outliers=0, rows=1, test_rows=1, seed=s).truth(at, 0)[0]
+        for s in range(200)
+    ]
     assert np.var(values) == pytest.approx(1, abs=0.3)
 
 
