@@ -21,6 +21,7 @@ FSDP2 = Path(str(files("multitune.training"))) / "launch" / "fsdp2.yaml"
 LAUNCHERS = {
     "one": [],
     "ddp": ["-m", "torch.distributed.run", "--nproc-per-node", "2"],
+    # accelerate deals nothing out on CPUs: there this is DDP in bfloat16, and sharded_half.py deals tensors out itself
     "fsdp2": ["-m", "accelerate.commands.launch", "--config_file", str(FSDP2), "--num_processes", "2"],
 }
 TRAINING = {

@@ -131,7 +131,9 @@ def test_the_trained_half_alone_and_its_base_are_the_model_to_the_bit(delta, wri
     backbone = load_saved(half)
     for name, parameter in backbone.model.named_parameters():
         assert (parameter.detach().numpy() == weights(whole)[name]).all(), name
-    assert backbone.rounds == 1 and "load_saved" in (half / "README.md").read_text()
+    assert backbone.rounds == 1
+    card = (half / "README.md").read_text()
+    assert "load_saved" in card and "library_name: multitune" in card
     save_backbone(backbone, tmp_path / "again", merged=True)
     assert changed(weights(tmp_path / "again"), weights(whole)) == set()
     assert run(load_recipe(write(delta)), tmp_path / "half").done == ()

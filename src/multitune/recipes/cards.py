@@ -46,7 +46,7 @@ def model_card(
     """
     metadata = {
         "base_model": recipe.model.name,
-        "library_name": "transformers" if _is_whole(node) else "peft",
+        "library_name": "multitune" if node.step.export == "delta" else "transformers" if _is_whole(node) else "peft",
         "tags": ["multitune", "multi-task", node.step.adapt.method],
     }
     tasks = "\n".join(f"| {name} | {facts['rows'][name]:,} |" for name in node.tasks)
