@@ -232,3 +232,10 @@ def test_the_wing_loads_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_missing_package_is_named():
+    program = "import sys; sys.modules['numba'] = None; import multitune.tabular; multitune.tabular.RMTGBRegressor"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "RMTGBRegressor needs numba, which is not installed." in result.stderr
+    assert "pip install 'multitune[tables]'" in result.stderr
