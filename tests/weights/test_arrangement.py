@@ -268,3 +268,63 @@ def test_the_plan_counts_bytes_from_headers(tmp_path: Path) -> None:
     assert (plan.bytes_to_read, plan.bytes_to_write, plan.passes) == (3 * size, size, 1)
     assert plan.tensors == plan.merged == len(read(base))
     assert plan.parameters["model.norm.weight"]["density"] == [0.2, 0.2]
+
+
+def stacked(*models: Path) -> MergeConfig:
+    return MergeConfig(
+        method="passthrough", slices=[{"sources": [{"model": str(model), "layers": (0, 2)}]} for model in models]
+    )
+
+
+def test_slices_of_models_that_are_not_alike_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", random_tensors(0))
+    other = random_tensors(1) | {"model.layers.1.self_attn.q_proj.bias": torch.ones(8)}
+    second = write(tmp_path / "second", other)
+    with pytest.raises(MultituneError, match=r"has besides 'model\.layers\.1\.self_attn\.q_proj\.bias'"):
+        plan_merge(stacked(first, second))
+    write(second, random_tensors(1), config={"model_type": "qwen2", "tie_word_embeddings": False})
+    with pytest.raises(MultituneError, match="different architectures: qwen2 and llama"):
+        plan_merge(stacked(first, second))
+    write(second, random_tensors(1))
+    for folder, words in ((first, ["a", "b"]), (second, ["b", "a"])):
+        (folder / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(MultituneError, match="vocabularies differ"):
+        plan_merge(stacked(first, second))
+
+
+def test_an_adapter_has_the_layers_of_its_base(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", random_tensors(0))
+    sources = [{"model": str(adapter(tmp_path / "lora", lora(5))), "layers": (0, 7)}]
+    with pytest.raises(MultituneError, match="The layers 0 to 7"):
+        plan_merge(MergeConfig(method="task_arithmetic", base=str(base), slices=[{"sources": sources}]))
+
+
+@pytest.mark.parametrize("names", [("vocab.txt", "vocab.txt"), ("tokenizer.model", "tokenizer.model")])
+def test_vocabularies_without_a_tokenizer_json_are_compared_too(names: tuple[str, str], tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, random_tensors(seed)) for seed, name in enumerate("ab")]
+    for folder, name, text in zip(folders, names, ("x\ny\n", "y\nx\n"), strict=True):
+        (folder / name).write_text(text)
+    config = MergeConfig(method="linear", models=[str(folder) for folder in folders])
+    with pytest.raises(MultituneError, match="vocabularies differ"):
+        plan_merge(config)
+
+
+def test_a_rule_that_no_tensor_has_is_refused(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, random_tensors(seed)) for seed, name in enumerate("ab")]
+    told = {"method": "linear", "models": [str(folder) for folder in folders]}
+    plan_merge(MergeConfig(**told, parameters={"weight": {"*mlp*": 0.5, "default": 0.1}}))
+    with pytest.raises(MultituneError, match=r"No tensor is called '\*mpl\*'") as error:
+        plan_merge(MergeConfig(**told, parameters={"weight": {"*mpl*": 0.5, "default": 0.1}}))
+    assert error.value.where == "parameters.weight"
+
+
+def test_factors_may_differ_where_ranks_run_over_the_whole_model(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    config = {"method": "ties", "base": str(base), "models": [str(model) for model in models]}
+    half = merged(tmp_path / "half", **config, parameters={"lambda": 0.5})
+    rule = merged(tmp_path / "rule", **config, parameters={"lambda": {"*mlp*": 0.5, "default": 1.0}})
+    whole = merged(tmp_path / "whole", **config, parameters={"lambda": 1.0})
+    for name, tensor in rule.items():
+        assert torch.equal(tensor, half[name] if "mlp" in name else whole[name]), name
+    with pytest.raises(MultituneError, match="ranked over the whole model"):
+        merged(tmp_path / "ranks", **config, parameters={"density": {"*mlp*": 0.5, "default": 1.0}})

@@ -83,6 +83,67 @@ def test_a_header_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
         Checkpoint.open(folder)
 
 
+def test_headers_that_no_reader_takes_are_refused(tmp_path: Path) -> None:
+    def with_header(header: Any) -> Path:
+        folder = write(tmp_path / "m", {"a": torch.ones(4), "b": torch.ones(4)})
+        text = json.dumps(header).encode()
+        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
+        return folder
+
+    plain = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    for header, words in (
+        (
+            {"a": {"shape": [4], "data_offsets": [0, 16]}, "b": plain},
+            r"damaged or cut short|does not say type, shape and place",
+        ),
+        ({"a": plain | {"shape": [-2, -2]}, "b": plain | {"data_offsets": [16, 32]}}, "takes others"),
+        ({"a": plain, "b": plain | {"data_offsets": [8, 24]}, "c": plain | {"data_offsets": [16, 32]}}, "same bytes"),
+    ):
+        with pytest.raises(MultituneError, match=words):
+            Checkpoint.open(with_header(header))
+
+
+@pytest.mark.parametrize("told", [["a"], {"lm_head.weight": 1}])
+def test_an_index_of_another_kind_is_refused(told: Any, tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", random_tensors(0), shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": told}))
+    with pytest.raises(MultituneError, match="does not say which file holds which tensor"):
+        Checkpoint.open(folder)
+
+
+def test_a_config_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", random_tensors(0))
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(MultituneError, match="not valid JSON"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"init_lora_weights": "pissa_niter_16"}, "changed its base"),
+        ({"init_lora_weights": "olora"}, "changed its base"),
+        ({"use_dora": True}, "DoRA"),
+        ({"lora_bias": True}, "biases of its own"),
+        ({"lora_alpha": 0}, None),
+    ],
+)
+def test_only_what_is_a_sum_on_the_weights_counts_as_lora(told: dict[str, Any], words: str | None, tmp_path: Path):
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(2, 8), f"{module}.lora_B.weight": torch.ones(8, 2)}
+    if told.get("lora_bias"):
+        tensors[f"{module}.lora_B.bias"] = torch.ones(8)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4} | told))
+    if words is not None:
+        with pytest.raises(MultituneError, match=words):
+            Checkpoint.open(folder)
+    else:
+        assert Checkpoint.open(folder).factored("model.layers.0.self_attn.q_proj.weight")[2] == 0
+
+
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", random_tensors(0), shards=2)
     file = folder / "model-00001-of-00002.safetensors"

@@ -14,6 +14,7 @@ from multitune.weights.config import MergeConfig
 from multitune.weights.merging import merge
 from multitune.weights.methods import METHODS, merge_tensors
 from multitune.weights.parameters import METHOD_PARAMETERS, WITHOUT_BASE
+from multitune.weights.writing import Writer
 from tests.weights.folders import family, random_tensors, read, write
 
 
@@ -68,7 +69,8 @@ def test_the_result_keeps_types_companions_and_tells_its_making(tmp_path: Path) 
     header = (out / "model.safetensors").read_bytes()
     metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
     assert json.loads(metadata["merge"])["method"] == "task_arithmetic"
-    assert json.loads(metadata["inputs"]).keys() == {"base", "model0", "model1"}
+    assert [told["model"] for told in json.loads(metadata["inputs"])] == ["base", "model0", "model1"]
+    assert str(tmp_path) not in json.dumps(metadata), "equal merges have equal bytes, wherever their models lie"
     assert report.tensors == len(read(out))
     assert report.bytes_written == sum(tensor.nbytes for tensor in read(out).values())
     assert report.parameters["lm_head.weight"] == {"weight": [1.0, 1.0], "lambda": 1.0, "normalize": 0.0}
@@ -103,22 +105,74 @@ def test_negation_unlearns(tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], 2 * before[name] - tuned[name])
 
 
-def test_a_killed_merge_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def killed(config: MergeConfig, out: Path, monkeypatch: pytest.MonkeyPatch, after: int = 5) -> None:
+    """Merge until so many tensors are written, and stop there as a kill would."""
+    close, count = Writer.close_tensor, iter(range(after))
+
+    def close_a_few(self: Writer, name: str) -> None:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        close(self, name)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Writer, "close_tensor", close_a_few)
+        merge(config, out, threads=1)
+    assert not out.exists()
+
+
+def test_a_killed_merge_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, models = family(tmp_path, 2)
     config = config_of("ties", base, models)
     merge(config, tmp_path / "whole")
-
-    def stop_at_half(done: int, total: int) -> None:
-        if 2 * done > total:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merge(config, tmp_path / "out", progress=stop_at_half, threads=1)
-    assert not (tmp_path / "out").exists()
+    killed(config, tmp_path / "out", monkeypatch)
     report = merge(config, tmp_path / "out")
-    assert 0 < report.resumed < report.tensors
+    assert report.resumed == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "model0", "model1", "out", "whole"]
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_what_lies_beside_the_weights_decides_too_whether_a_merge_goes_on(tmp_path: Path, monkeypatch) -> None:
+    base, models = family(tmp_path, 2)
+    config = config_of("linear", base, models)
+    killed(config, tmp_path / "out", monkeypatch)
+    (models[0] / "tokenizer.json").write_text("{}")
+    assert merge(config, tmp_path / "out").resumed == 0
+
+
+def test_two_merges_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    refused: list[str] = []
+
+    def second(done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(MultituneError) as error:
+                merge(config_of("ties", base, models), tmp_path / "out")
+            refused.append(error.value.what)
+
+    merge(config_of("linear", base, models), tmp_path / "out", progress=second)
+    assert refused == ["Another merge is writing to this folder."]
+    merge(config_of("linear", base, models), tmp_path / "again")
+    assert read(tmp_path / "out").keys() == read(tmp_path / "again").keys()
+    for name, tensor in read(tmp_path / "out").items():
+        assert torch.equal(tensor, read(tmp_path / "again")[name])
+
+
+def test_a_result_below_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MultituneError, match="cannot be written"):
+        merge(config_of("linear", base, models), tmp_path / "file" / "out")
+
+
+def test_norms_of_what_is_not_finite_blame_the_model(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    tensors = read(models[1])
+    tensors["lm_head.weight"][0, 0] = float("nan")
+    write(models[1], tensors)
+    with pytest.raises(MultituneError, match="not finite") as error:
+        merge(config_of("task_arithmetic", base, models, lines={"alpha": "norm"}), tmp_path / "out")
+    assert error.value.where == str(models[1])
 
 
 def test_what_does_not_have_its_checksum_is_written_again(tmp_path: Path) -> None:

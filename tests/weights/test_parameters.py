@@ -44,6 +44,10 @@ def test_unknown_words_are_answered_with_the_nearest() -> None:
         ("slerp", {"t": 1.2}, "1.2 is outside of 0 to 1"),
         ("breadcrumbs", {"keep": 0.9, "drop_top": 0.2}, "more than all entries"),
         ("breadcrumbs", {"granularity": 1.0}, "none of the choices"),
+        ("ties", {"normalize": 0.5}, "0.5 is no whole number"),
+        ("tall_mask", {"task": 0.5}, "0.5 is no whole number"),
+        ("tall_mask", {"task": 1}, "beyond the 1 models"),
+        ("consensus", {"agreement": 9}, "beyond the 1 models"),
     ],
 )
 def test_values_out_of_range_are_refused(method: str, parameters: dict[str, Any], words: str) -> None:

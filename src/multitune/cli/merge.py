@@ -48,6 +48,7 @@ def merge(
     if models and file is not None:  # --models A B C: B and C come as arguments
         models, file, more = [*models, str(file), *map(str, more)], None, []
     _refuse_unused(file, method, base, models, more, tasks, sweep)
+    _refuse_beside(plan or explain, sweep, rows)
     config = read_merge(file, assignments) if file is not None else merge_of_words(method, base, models, assignments)
     if plan or explain:
         from multitune.weights.planning import plan_merge
@@ -107,6 +108,24 @@ def _refuse_unused(
         )
 
 
+def _refuse_beside(told_only: bool, sweep: list[str], rows: int | None) -> None:
+    """Refuse options that another one leaves without effect.
+
+    Raises:
+        MultituneError: a sweep beside --plan or --explain, rows without a sweep.
+    """
+    from multitune.errors import MultituneError
+
+    if told_only and sweep:
+        raise MultituneError(
+            "--plan and --explain tell of one merge, and --sweep compares several.",
+            "--sweep",
+            "Leave it out, or give the value with --set.",
+        )
+    if rows is not None and not sweep:
+        raise MultituneError("--rows limits the rows of a sweep, and there is none.", "--rows", "Add --sweep.")
+
+
 def _merged(config: MergeConfig, out: Path, sweep: list[str], tasks: Path | None, rows: int | None) -> dict[str, Any]:
     """Merge, after a sweep if one is asked for, and return what is answered."""
     from multitune.cli.progress import merging_progress
@@ -116,7 +135,9 @@ def _merged(config: MergeConfig, out: Path, sweep: list[str], tasks: Path | None
     if tasks is not None:
         from multitune.recipes.merge_file import sweep_merge
         from multitune.reporting.report import write_search_page
+        from multitune.weights.writing import check_target
 
+        check_target(out, [])  # before hours of scoring
         config, told = sweep_merge(config, sweep, tasks, rows, out)
         page = write_search_page(out.name, told, out.with_name(f"{out.name}-search") / "search.html")
         answer = {"best": told["best"], "candidates": [_candidate(one) for one in told["candidates"]], "search": page}

@@ -132,7 +132,12 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        told = _read_json(index).get("weight_map", {})
+        if not isinstance(told, dict) or not all(isinstance(name, str) for name in told.values()):
+            raise MultituneError(
+                "The index does not say which file holds which tensor.", str(index), "Download or copy the model again."
+            )
+        names = sorted(set(told.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             raise MultituneError(

@@ -14,7 +14,8 @@ from multitune.weights.checkpoints import FLOATS, Checkpoint, Entry
 from multitune.weights.config import MergeConfig, Slice
 from multitune.weights.half_reset import take_halves
 from multitune.weights.matching import Origin, is_tied_head, match, token_embedding, token_tables
-from multitune.weights.parameters import BASE_IF_GIVEN, CHOOSES, WITHOUT_BASE, resolved
+from multitune.weights.parameters import BASE_IF_GIVEN, CHOOSES, WITHOUT_BASE, refuse_unmatched, resolved
+from multitune.weights.slices import check_sliced
 from multitune.weights.vocabulary import Vocabulary, reconcile
 
 SPELLED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -95,8 +96,12 @@ def arrange(config: MergeConfig) -> Arrangement:
     reference = _Reference(leader, on_task_vectors, config.lines is not None or config.method in CHOOSES or has_adapter)
     inputs = [*([base] if base else []), *(each for each in models.values() if each is not leader or base is None)]
     if config.slices:
-        return _arrange_slices(config, reference, models, inputs)
-    return _arrange_models(config, reference, list(models.values()), inputs)
+        check_sliced(config, leader, models)
+        found = _arrange_slices(config, reference, models, inputs)
+    else:
+        found = _arrange_models(config, reference, list(models.values()), inputs)
+    refuse_unmatched(config, [job.name for job in found.jobs])
+    return found
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ def _arrange_slices(
     number = 0
     kept_lists: dict[str, list[Any]] = {key: [] for key in LISTS_BY_LAYER if isinstance(leader.config.get(key), list)}
     for index, part in enumerate(config.slices):
-        length = _slice_length(part, models, stack, index)
+        length = _slice_length(part, models, stack, index, stacks[stack])
         for offset in range(length):
             first = part.sources[0].layers[0] + offset
             template = f"{stack}.{min(first, stacks[stack] - 1)}."
@@ -282,8 +287,8 @@ def _shape_of(origin: Origin, entry: Entry) -> tuple[int, ...] | None:
     return found.shape if found is not None else None
 
 
-def _slice_length(part: Slice, models: Mapping[str, Checkpoint], stack: str, index: int) -> int:
-    """Return how many layers a slice has.
+def _slice_length(part: Slice, models: Mapping[str, Checkpoint], stack: str, index: int, of_leader: int) -> int:
+    """Return how many layers a slice has; an adapter has those of its base, the leader.
 
     Raises:
         MultituneError: sources of different lengths, or layers that a model does not have.
@@ -296,8 +301,8 @@ def _slice_length(part: Slice, models: Mapping[str, Checkpoint], stack: str, ind
             for name in checkpoint.names
             if name.startswith(f"{stack}.") and name.removeprefix(f"{stack}.").split(".")[0].isdigit()
         }
-        layers = max(numbers, default=-1) + 1
-        if each.layers[1] <= each.layers[0] or (checkpoint.adapter is None and each.layers[1] > layers):
+        layers = max(numbers, default=-1) + 1 if checkpoint.adapter is None else of_leader
+        if each.layers[1] <= each.layers[0] or each.layers[1] > layers:
             raise MultituneError(
                 f"The layers {each.layers[0]} to {each.layers[1]} (the last not among them) are not in a model "
                 f"of {layers} layers.",

@@ -31,7 +31,7 @@ def global_statistics(
     if not jobs or jobs[0].parameters.get("granularity") != "global":
         return {}
     told = jobs[0].parameters
-    other = next((job for job in jobs if job.parameters != told), None)
+    other = next((job for job in jobs if _ranking(job) != _ranking(jobs[0])), None)
     if other is not None:
         raise MultituneError(
             "Magnitudes are ranked over the whole model, and the parameters differ from tensor to tensor.",
@@ -41,6 +41,11 @@ def global_statistics(
     layers = [layer_of(job, config) for job in jobs]
     found = statistics_of(config.method, [open_stream(job) for job in jobs], told, layers, each)
     return {job.name: own for job, own in zip(jobs, found, strict=True)}
+
+
+def _ranking(job: Job) -> dict[str, Any]:
+    """Return the parameters that decide what is kept: factors of what is kept may differ from tensor to tensor."""
+    return {name: value for name, value in job.parameters.items() if name not in ("weight", "lambda")}
 
 
 def norm_alpha(
@@ -64,6 +69,7 @@ def norm_alpha(
         stream, layer = open_stream(job), layer_of(job, config)
         own = statistics.get(job.name)
         own = own or statistics_of(config.method, [stream], job.parameters, [layer])[0]
+        statistics[job.name] = own  # the merge needs them once more
         for chunk in stream:
             piece = replace(layer, start=chunk.start, statistics=own)
             # a method on weights has them in place of deltas: |sum (theta_t - theta_0)|

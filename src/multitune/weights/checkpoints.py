@@ -12,6 +12,7 @@ import mmap
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,7 @@ class Checkpoint:
 
 def _scale(adapter: dict[str, Any], module: str, rank: int) -> float:
     """Return alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA; patterns go before the common alpha."""
-    alpha = adapter.get("lora_alpha") or rank
+    alpha = adapter["lora_alpha"] if adapter.get("lora_alpha") is not None else rank
     for pattern, own in (adapter.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = own
@@ -220,15 +221,31 @@ def _entries(file: Path, header: dict[str, Any], data_start: int) -> list[Entry]
     for name, told in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, (first, last) = str(told["dtype"]), tuple(int(n) for n in told["shape"]), told["data_offsets"]
-        if dtype not in BYTES or last - first != BYTES[dtype] * prod(shape) or first < 0:
+        try:
+            dtype, shape = str(told["dtype"]), tuple(int(n) for n in told["shape"])
+            first, last = (int(offset) for offset in told["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise MultituneError(
+                f"The header does not say type, shape and place of the tensor '{name}'.",
+                str(file),
+                "Download or copy the file again.",
+            ) from None
+        if dtype not in BYTES or last - first != BYTES[dtype] * prod(shape) or first < 0 or min(shape, default=0) < 0:
             raise MultituneError(
                 f"The header gives the tensor '{name}' {last - first} bytes, and {dtype} {list(shape)} takes others.",
                 str(file),
                 "Download or copy the file again.",
             )
         found.append(Entry(name, dtype, shape, file, data_start + first, last - first))
-    return sorted(found, key=lambda entry: (entry.start, entry.name))
+    found.sort(key=lambda entry: (entry.start, entry.name))
+    for one, behind in pairwise(each for each in found if each.bytes):
+        if one.start + one.bytes > behind.start:
+            raise MultituneError(
+                f"The header puts the tensors '{one.name}' and '{behind.name}' on the same bytes.",
+                str(file),
+                "Download or copy the file again.",
+            )
+    return found
 
 
 def _check_index(folder: Path, entries: dict[str, Entry]) -> None:
@@ -250,8 +267,15 @@ def _check_index(folder: Path, entries: dict[str, Entry]) -> None:
 def _check_adapter(adapter: dict[str, Any], entries: dict[str, Entry], folder: Path) -> None:
     kind = adapter.get("peft_type")
     strange = [name for name in entries if ".lora_" in name and not re.search(r"\.lora_(embedding_)?[AB](\.|$)", name)]
-    if kind != "LORA" or adapter.get("use_dora") or strange:
+    start = str(adapter.get("init_lora_weights")).lower()
+    moved = next((name for name in CHANGES_THE_BASE if start.startswith(name)), None)
+    biased = [name for name in entries if re.search(r"\.lora_(embedding_)?B\.bias$", name)]
+    if kind != "LORA" or adapter.get("use_dora") or strange or biased or moved:
         what = f"a {kind} adapter" if kind != "LORA" else "a LoRA with more than factors A and B (DoRA, for example)"
+        if kind == "LORA" and biased:
+            what = "a LoRA with biases of its own (lora_bias)"
+        elif kind == "LORA" and moved:
+            what = f"a LoRA that changed its base when it was made (init_lora_weights: {start})"
         raise MultituneError(
             f"The folder holds {what}, which is no sum on the weights.",
             str(folder),
@@ -259,9 +283,16 @@ def _check_adapter(adapter: dict[str, Any], entries: dict[str, Entry], folder: P
         )
 
 
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways in which a LoRA starts that take its first B A out of the base's weights."""
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError
+        return found
     except (OSError, ValueError):
         raise MultituneError(
             "The file is missing or not valid JSON.", str(file), "Download or copy the model again."

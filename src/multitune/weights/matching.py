@@ -89,15 +89,9 @@ def match(
         MultituneError: another architecture, tensors missing or too many, other shapes or kinds of number.
     """
     if model.adapter is not None:
-        return _match_adapter(leader, names, model)
+        return match_adapter(leader, names, model)
     where = f"{model.folder} against {leader.folder}"
-    kinds = [each.config.get("model_type") for each in (model, leader)]
-    if None not in kinds and kinds[0] != kinds[1]:
-        raise MultituneError(
-            f"The models are of different architectures: {kinds[0]} and {kinds[1]}.",
-            where,
-            "Merge models that were tuned from one base.",
-        )
+    refuse_other_kind(model, leader)
     found: dict[str, Origin] = {}
     missing = []
     for name in names:
@@ -141,7 +135,22 @@ def match(
     return found
 
 
-def _match_adapter(leader: Checkpoint, names: Sequence[str], adapter: Checkpoint) -> dict[str, Origin]:
+def refuse_other_kind(model: Checkpoint, leader: Checkpoint) -> None:
+    """Refuse a model of another architecture.
+
+    Raises:
+        MultituneError: with both.
+    """
+    kinds = [each.config.get("model_type") for each in (model, leader)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise MultituneError(
+            f"The models are of different architectures: {kinds[0]} and {kinds[1]}.",
+            f"{model.folder} against {leader.folder}",
+            "Merge models that were tuned from one base.",
+        )
+
+
+def match_adapter(leader: Checkpoint, names: Sequence[str], adapter: Checkpoint) -> dict[str, Origin]:
     """Return the adapter's own names for the base's; peft sees names as the loaded model has them, which may carry a
     prefix that the base's files do not have, or lack one."""
     told = [*adapter.targets, *adapter.replaced]

@@ -12,9 +12,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from multitune.weights.lines import depth_factor
 from multitune.weights.memory import PeakMemory
 from multitune.weights.methods import METHODS, reads_rows, statistics_of
 from multitune.weights.parameters import check
+from multitune.weights.renaming import renamed
 from multitune.weights.selection import Map
 from multitune.weights.streaming import CHUNK, Stream, source_of
 from multitune.weights.vocabulary import extended_tokenizer
@@ -136,7 +138,10 @@ def merge(
     check_space(out, total)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     place = Workplace(chunk or (CHUNK if device == "cpu" else GPU_CHUNK), threads or _cores(), device)
-    writer = Writer(out, layout, _fingerprint(arrangement, layout))
+    try:
+        writer = Writer(out, layout, _fingerprint(arrangement, layout))
+    except OSError as error:
+        raise _cannot_write(error, out) from None
     work = _Work(arrangement, writer, place)
     try:
         with PeakMemory() as peak:
@@ -149,11 +154,7 @@ def merge(
             writer.finish()
     except OSError as error:
         writer.close()
-        raise MultituneError(
-            f"The result cannot be written: {error.strerror or error}.",
-            str(out),
-            "Mend that, and give the same command again: what is written is kept.",
-        ) from None
+        raise _cannot_write(error, out) from None
     except MultituneError:
         writer.close()
         shutil.rmtree(partial_folder(out), ignore_errors=True)
@@ -173,6 +174,14 @@ def merge(
         arrangement.left_out,
         {job.name: job.parameters for job in arrangement.jobs if job.merged},
         work.alpha,
+    )
+
+
+def _cannot_write(error: OSError, out: Path) -> MultituneError:
+    return MultituneError(
+        f"The result cannot be written: {error.strerror or error}.",
+        str(out),
+        "Mend that, and give the same command again: what is written is kept.",
     )
 
 
@@ -208,6 +217,8 @@ class _Work:
         self.statistics = global_statistics(self.merged, config, self._open, each)
         if lines is not None and lines.alpha == "norm":
             self.alpha = norm_alpha(self.merged, config, self._open, self.statistics, each)
+            if not isfinite(self.alpha):
+                raise _some_not_finite(self.merged)
         elif lines is not None:
             self.alpha = float(lines.alpha)
 
@@ -301,6 +312,17 @@ def _not_finite(job: Job, start: int, length: int) -> MultituneError:
     )
 
 
+def _some_not_finite(jobs: Sequence[Job]) -> MultituneError:
+    """Return the error for norms that are not finite: of the first tensor to blame."""
+    for job in jobs:
+        error = _not_finite(job, 0, prod(job.shape))
+        if "not finite" in error.what:
+            return error
+    return MultituneError(
+        "LiNeS' alpha is not a finite number: the norms of the task vectors overflow.", "lines.alpha", "Give a number."
+    )
+
+
 def _companions(arrangement: Arrangement, folder: Path) -> None:
     """Write config.json, and copy tokenizer and chat template."""
     leader = arrangement.leader
@@ -319,12 +341,13 @@ def _companions(arrangement: Arrangement, folder: Path) -> None:
 
 
 def _provenance(arrangement: Arrangement) -> Mapping[str, str]:
-    """Return what every written shard says of its making; the same merge says the same."""
-    inputs = {str(each.folder.name): each.fingerprint for each in arrangement.inputs}
+    """Return what every written shard says of its making; the same merge says the same, wherever the models lie."""
+    inputs = [{"model": each.folder.name, "headers": each.fingerprint} for each in arrangement.inputs]
+    config = renamed(arrangement.config, lambda name: Path(name).name)
     return {
         "format": "pt",
         "multitune": multitune.__version__,
-        "merge": as_json(arrangement.config),
+        "merge": as_json(config),
         "inputs": json.dumps(inputs, sort_keys=True),
     }
 
@@ -335,7 +358,9 @@ def _fingerprint(arrangement: Arrangement, layout: Layout) -> str:
     for name in sorted(layout.headers):
         digest.update(layout.headers[name])
     for checkpoint in arrangement.inputs:
-        for file in sorted({entry.file for entry in checkpoint.entries.values()}):
+        beside = [checkpoint.folder / name for name in ("config.json", "adapter_config.json", *COMPANIONS)]
+        weights = {entry.file for entry in checkpoint.entries.values()}
+        for file in sorted(weights | {file for file in beside if file.is_file()}):
             status = file.stat()
             digest.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()

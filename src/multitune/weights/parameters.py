@@ -6,7 +6,8 @@ the method's default.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf, isfinite
@@ -16,6 +17,8 @@ from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.models.architecture import TensorPlace
 from multitune.weights.config import MergeConfig, Value
 from multitune.weights.learned.step_config import LEARNED_METHODS
+
+logger = logging.getLogger("multitune.weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Parameter:
         each: whether every model may have its own; else it is one for the merge.
         words: the words that it may be, for a choice.
         mergekit: the default under ``compat: mergekit``, where that differs.
+        whole: whether only whole numbers mean something.
     """
 
     default: float | str | None
@@ -39,6 +43,7 @@ class Parameter:
     each: bool = False
     words: tuple[str, ...] = ()
     mergekit: float | str | None = None
+    whole: bool = False
 
 
 WEIGHT = Parameter(1.0, -inf, inf, "factor of the model", each=True)
@@ -47,13 +52,15 @@ ALPHA = Parameter(0.3, -inf, inf, "factor of the sum (the paper's alpha)", merge
 DENSITY = Parameter(0.2, 0.0, 1.0, "fraction that is kept, of the largest magnitudes", each=True, mergekit=1.0)
 CHANCE = Parameter(1.0, 0.0, 1.0, "fraction that is kept, at random", each=True)
 EPSILON = Parameter(0.15, 0.0, 0.5, "half the width of the keep probabilities by rank", each=True)
-NORMALIZED = Parameter(1.0, 0.0, 1.0, "1: divide by the sum of the weights")
-NOT_NORMALIZED = Parameter(0.0, 0.0, 1.0, "1: divide by the sum of the weights")
-RESCALED = Parameter(1.0, 0.0, 1.0, "1: scale what is kept, so that its expected sum stays")
-NOT_RESCALED = Parameter(0.0, 0.0, 1.0, "1: scale what is kept, so that the sum of magnitudes stays")
+NORMALIZED = Parameter(1.0, 0.0, 1.0, "1: divide by the sum of the weights", whole=True)
+NOT_NORMALIZED = Parameter(0.0, 0.0, 1.0, "1: divide by the sum of the weights", whole=True)
+RESCALED = Parameter(1.0, 0.0, 1.0, "1: scale what is kept, so that its expected sum stays", whole=True)
+NOT_RESCALED = Parameter(0.0, 0.0, 1.0, "1: scale what is kept, so that the sum of magnitudes stays", whole=True)
 KEEP = Parameter(0.15, 0.0, 1.0, "fraction that is kept, of all", each=True, mergekit=1.0)
 DROP_TOP = Parameter(0.006, 0.0, 1.0, "fraction of the largest magnitudes that is dropped", each=True, mergekit=0.01)
-REMOVE_FIRST = Parameter(1.0, 0.0, 1.0, "1: drop the top, then keep of the rest; 0: keep the top, drop of the kept")
+REMOVE_FIRST = Parameter(
+    1.0, 0.0, 1.0, "1: drop the top, then keep of the rest; 0: keep the top, drop of the kept", whole=True
+)
 WITHIN = "within what magnitudes are ranked: one tensor, one row, all tensors"
 BAND = Parameter("layer", 0, 0, WITHIN, words=("layer", "row", "global"))
 TRIM = Parameter("global", 0, 0, WITHIN, words=("layer", "global"), mergekit="layer")
@@ -96,19 +103,19 @@ METHOD_PARAMETERS: dict[str, dict[str, Parameter]] = {
     "sce": {"select_topk": Parameter(1.0, 0.0, 1.0, "fraction of the entries that vary most between the models")},
     "consensus": {
         "threshold": Parameter(0.4, 0.0, inf, "lambda_t of the model's TALL mask (the authors: 0.2 to 0.6)", each=True),
-        "agreement": Parameter(2.0, 0.0, inf, "how many models' masks must hold an entry"),
+        "agreement": Parameter(2.0, 0.0, inf, "how many models' masks must hold an entry", whole=True),
         "weight": WEIGHT,
         "lambda": LAMBDA,
     },
     "tall_mask": {
-        "task": Parameter(0.0, 0.0, inf, "whose mask is applied, counted from 0"),
+        "task": Parameter(0.0, 0.0, inf, "whose mask is applied, counted from 0", whole=True),
         "threshold": Parameter(0.4, 0.0, inf, "lambda_t of that mask (the authors: 0.2 to 0.6)"),
         "weight": WEIGHT,
         "lambda": LAMBDA,
     },
     "half_reset": {
         "fraction": Parameter(0.5, 0.0, 1.0, "share of the blocks that stays tuned"),
-        "round": Parameter(1.0, 1.0, inf, "draws another half"),
+        "round": Parameter(1.0, 1.0, inf, "draws another half", whole=True),
         "granularity": Parameter("category", 0, 0, "what is halved", words=("category", "layer", "model")),
         "balance": Parameter("count", 0, 0, "what the share counts", words=("count", "params")),
     },
@@ -229,6 +236,7 @@ def _about_parameters(config: MergeConfig) -> Iterable[MultituneError]:
                     "Give it under the merge's own parameters.",
                 )
             yield from _about_value(known[name], value, f"{where}.{name}")
+    yield from _about_counts(config)
     if {"keep", "drop_top"} <= known.keys():
         yield from _about_bands(config)
     if config.lines is not None and config.lines.alpha != "norm" and not isfinite(config.lines.alpha):
@@ -269,6 +277,44 @@ def _about_value(parameter: Parameter, value: Value, where: str) -> Iterable[Mul
                 where,
                 f"It is the {parameter.told}.",
             )
+        elif parameter.whole and each != int(each):
+            yield MultituneError(f"The value {each:g} is no whole number.", where, f"It is: {parameter.told}.")
+
+
+def _about_counts(config: MergeConfig) -> Iterable[MultituneError]:
+    """A task, or a number of agreeing models, beyond the models that are merged."""
+    for name, most in (("task", len(config.models) - 1), ("agreement", len(config.models))):
+        value = config.parameters.get(name)
+        if name in METHOD_PARAMETERS[config.method] and isinstance(value, int | float) and value > most >= 0:
+            yield MultituneError(
+                f"The value {value:g} is beyond the {len(config.models)} models that are merged.",
+                f"parameters.{name}",
+                f"Give {most} at most.",
+            )
+
+
+def refuse_unmatched(config: MergeConfig, tensors: Sequence[str]) -> None:
+    """Refuse a rule by name that no tensor has: the value would silently be another one.
+
+    mergekit takes no notice of such a rule; of its files it is told in the log.
+
+    Raises:
+        MultituneError: with the rule.
+    """
+    for where, parameters, _ in _all_parameters(config):
+        for name, value in parameters.items():
+            rules = [rule for rule in value if rule != "default"] if isinstance(value, dict) else []
+            for rule in rules:
+                if any(fnmatchcase(tensor, rule) for tensor in tensors):
+                    continue
+                if config.compat == "mergekit":
+                    logger.warning("%s.%s: no tensor is called %r", where, name, rule)
+                    continue
+                raise MultituneError(
+                    f"No tensor is called '{rule}'.",
+                    f"{where}.{name}",
+                    f"Correct the rule; the tensors are called {tensors[0]}, {tensors[-1]} and so on.",
+                )
 
 
 def _about_bands(config: MergeConfig) -> Iterable[MultituneError]:

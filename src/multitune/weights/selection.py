@@ -29,6 +29,9 @@ WINDOW = 5 << 16
 BATCH = 1 << 17
 """Patterns inside a window that are counted at once: its counters are cleared and added once per batch."""
 
+BLOCK = 512
+"""Counters that are summed together when a rank is looked for."""
+
 SAMPLED = 16
 
 PATTERNS = 1 << 31
@@ -93,6 +96,8 @@ def cuts(parts: Sequence[Rows], ranks: Sequence[Sequence[int]], each: Map = map)
         ranks: for each vector its ranks, 0 to the length of all parts.
         each: ``map``, or one that works on several parts at once.
     """
+    if len(parts) == 1 and len(parts[0].starts) == 1:
+        return [_cuts_of_one_chunk(parts[0], ranks)]
     numel = sum(part.numel for part in parts)
     wanted = [(t, rank) for t, own in enumerate(ranks) for rank in sorted({r for r in own if 0 < r < numel})]
     found = {(t, 0): [NOTHING] * len(parts) for t in range(len(ranks))}
@@ -122,6 +127,25 @@ def cuts(parts: Sequence[Rows], ranks: Sequence[Sequence[int]], each: Map = map)
     for key, indices in _indices(parts, sought).items():
         found[key] = [Cut(_value(sought[key][0]), index) for index in indices]
     return [[[found[t, rank][number] for rank in own] for t, own in enumerate(ranks)] for number in range(len(parts))]
+
+
+def _cuts_of_one_chunk(part: Rows, ranks: Sequence[Sequence[int]]) -> list[list[Cut]]:
+    """Return what `cuts` does of a vector that is in memory at once: partitioned there, not sorted."""
+    start = part.starts[0]
+    bits = patterns(part.read(start)).cpu().numpy()
+    found = []
+    for t, own in enumerate(ranks):
+        inner = sorted({rank for rank in own if 0 < rank < part.numel})
+        known = {0: NOTHING, part.numel: EVERYTHING}
+        partitioned = np.partition(bits[t], [part.numel - rank for rank in inner]) if inner else bits[t]
+        for rank in inner:
+            pattern = partitioned[part.numel - rank]
+            same = np.flatnonzero(bits[t] == pattern)
+            rest = rank - int(np.count_nonzero(partitioned[part.numel - rank :] > pattern))
+            index = END if rest == len(same) else start + int(same[rest - 1]) + 1
+            known[rank] = Cut(_value(int(pattern)), index)
+        found.append([known[rank] for rank in own])
+    return found
 
 
 def patterns(x: torch.Tensor) -> torch.Tensor:
@@ -207,7 +231,18 @@ def _split(bits: torch.Tensor, window: Window) -> tuple[torch.Tensor, int]:
 
 
 def _bin_of(counts: np.ndarray, rank: int) -> tuple[int, int]:
-    """Return the bin in which rank ``rank`` (1 is the largest) lies, and its rank within the bin."""
+    """Return the bin in which rank ``rank`` (1 is the largest) lies, and its rank within the bin.
+
+    First the block of bins, then the bin: a running sum over all of them would be most of a small tensor's time.
+    """
+    starts = np.arange(0, len(counts), BLOCK)
+    block, rest = _place_of(np.add.reduceat(counts, starts), rank)
+    start = int(starts[block])
+    within, rest = _place_of(counts[start : start + BLOCK], rest)
+    return start + within, rest
+
+
+def _place_of(counts: np.ndarray, rank: int) -> tuple[int, int]:
     from_top = np.cumsum(counts[::-1])
     place = int(np.searchsorted(from_top, rank))
     above = int(from_top[place - 1]) if place else 0

@@ -6,6 +6,7 @@ Rows are matched by token, through the tokenizer files; torch is not loaded, and
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from multitune.weights.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger("multitune.weights")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def reconcile(
         for each in models
         if rows[each.folder] != rows[leader.folder]
         or (None not in (ours, told[each.folder]) and told[each.folder] != ours)
+        or (None in (ours, told[each.folder]) and _sentencepiece(each.folder) != _sentencepiece(leader.folder))
     ]
     if not differing:
         return None
@@ -82,6 +86,14 @@ def reconcile(
             for token in sorted(theirs.keys() - known, key=lambda token: (theirs[token], token)):
                 added.append((token, free + len(added), token in special))
                 known.add(token)
+        ordinary = [token for token, _, _ in added if not any(token in _added_tokens(each.folder) for each in models)]
+        if ordinary:
+            logger.warning(
+                "%d tokens, %r for one, become added tokens of the result: they are matched first, inside words too, "
+                "so that ordinary text may be cut otherwise than before; vocabulary: base leaves them out",
+                len(ordinary),
+                ordinary[0],
+            )
     ids = ours | {token: number for token, number, _ in added}
     size = max(rows[leader.folder], max(ids.values(), default=-1) + 1)
     unnamed = sorted(set(range(size)) - set(ids.values()))
@@ -126,7 +138,22 @@ def tokens_of(folder: Path) -> dict[str, int] | None:
     plain = _read(folder / "vocab.json")
     if isinstance(plain, dict):
         return plain | (_read(folder / "added_tokens.json") or {})
+    if (folder / "vocab.txt").is_file():  # WordPiece before fast tokenizers: a token per line
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        return {token: number for number, token in enumerate(lines)}
     return None
+
+
+def _sentencepiece(folder: Path) -> bytes | None:
+    """Return a SentencePiece model whole; its tokens cannot be told apart without the library, but equal files can."""
+    file = next((folder / name for name in ("tokenizer.model", "spiece.model") if (folder / name).is_file()), None)
+    return file.read_bytes() if file is not None else None
+
+
+def _added_tokens(folder: Path) -> set[str]:
+    whole = _read(folder / "tokenizer.json") or {}
+    told = {entry["content"] for entry in whole.get("added_tokens") or []}
+    return told | set(_read(folder / "added_tokens.json") or {})
 
 
 def _special_tokens(folder: Path) -> set[str]:

@@ -135,6 +135,32 @@ def partial_folder(out: Path) -> Path:
     return target.parent / f".{target.name}.partial"
 
 
+def _claim_file(out: Path) -> Path:
+    return out.parent / f".{out.name}.lock"
+
+
+def _claimed(out: Path) -> int:
+    """Return an open lock on a target: two merges into one folder would throw away each other's work.
+
+    Raises:
+        MultituneError: another process writes to it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    claim = os.open(_claim_file(out), os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        import fcntl
+
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such lock
+        pass
+    except OSError:
+        os.close(claim)
+        raise MultituneError(
+            "Another merge is writing to this folder.", str(out), "Wait for it, or give another folder."
+        ) from None
+    return claim
+
+
 class Writer:
     """The folder of an unfinished result.
 
@@ -152,6 +178,7 @@ class Writer:
         self.out, self.layout = out.expanduser().resolve(), layout
         self.folder = partial_folder(out)
         self._journal = self.folder / "journal.jsonl"
+        self._claim = _claimed(self.out)
         if self._first_line() != fingerprint:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
@@ -219,12 +246,13 @@ class Writer:
         self._log.close()
         for descriptor in self._files.values():
             os.close(descriptor)
+        _claim_file(self.out).unlink(missing_ok=True)
+        os.close(self._claim)
 
     def finish(self) -> None:
         """Make the result appear under its name, whole."""
         for descriptor in self._files.values():
             os.fsync(descriptor)
-        self.close()
         if self.layout.index is not None:
             text = json.dumps(self.layout.index, indent=2)
             (self.folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
@@ -232,3 +260,4 @@ class Writer:
         if self.out.exists():
             self.out.rmdir()  # empty, as check_target saw
         os.replace(self.folder, self.out)
+        self.close()
