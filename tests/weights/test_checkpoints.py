@@ -94,7 +94,7 @@ def test_headers_that_no_reader_takes_are_refused(tmp_path: Path) -> None:
     for header, words in (
         (
             {"a": {"shape": [4], "data_offsets": [0, 16]}, "b": plain},
-            r"damaged or cut short|does not say type, shape and place",
+            r"damaged|does not say type",
         ),
         ({"a": plain | {"shape": [-2, -2]}, "b": plain | {"data_offsets": [16, 32]}}, "takes others"),
         ({"a": plain, "b": plain | {"data_offsets": [8, 24]}, "c": plain | {"data_offsets": [16, 32]}}, "same bytes"),
