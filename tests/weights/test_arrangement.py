@@ -15,6 +15,7 @@ from multitune.weights.checkpoints import Checkpoint
 from multitune.weights.config import MergeConfig
 from multitune.weights.merging import merge
 from multitune.weights.planning import plan_merge
+from multitune.weights.streaming import Factored
 from tests.weights.folders import LLAMA, family, random_tensors, read, write
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -41,6 +42,17 @@ def lora(seed: int, rows: int = 8, columns: int = 8, name: str = Q) -> dict[str,
         f"{name}.lora_A.weight": torch.randn(2, columns, generator=generator),
         f"{name}.lora_B.weight": torch.randn(rows, 2, generator=generator),
     }
+
+
+def test_a_product_that_was_read_to_its_end_is_not_kept() -> None:
+    factors = lora(5)
+    product = Factored(factors[f"{Q}.lora_B.weight"], factors[f"{Q}.lora_A.weight"], 3.0)
+    whole, half = torch.empty(64), torch.empty(32)
+    product.fill(0, half)
+    assert product._block is not None
+    product.fill(0, whole)
+    assert product._block is None
+    torch.testing.assert_close(whole.view(8, 8), 3.0 * factors[f"{Q}.lora_B.weight"] @ factors[f"{Q}.lora_A.weight"])
 
 
 def test_an_adapter_is_a_task_vector(tmp_path: Path) -> None:

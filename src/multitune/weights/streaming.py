@@ -108,6 +108,8 @@ class Factored:
             piece = self._rows(number)[offset : offset + out.numel() - done]
             out[done : done + piece.numel()] = piece
             done += piece.numel()
+        if start + done == self.b.shape[0] * self.a.shape[1]:
+            self._block = None  # ranks over a whole model read one tensor after the other, and keep all of these
 
     def _rows(self, number: int) -> torch.Tensor:
         if self._block is None or self._block[0] != number:
