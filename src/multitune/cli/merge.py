@@ -189,8 +189,8 @@ def _left_out(tensors: dict[str, str]) -> list[str]:
 def _print_plan(config: MergeConfig, told: MergePlan) -> None:
     typer.echo(
         f"{config.method}: {told.tensors:,} tensors, {told.merged:,} of them merged\n"
-        f"reads {told.bytes_to_read / 1e9:.2f} GB, writes {told.bytes_to_write / 1e9:.2f} GB, in {1 + told.passes} "
-        f"pass{'es' * (told.passes > 0)} over the models\n"
+        f"reads {told.bytes_to_read / 1e9:.2f} GB, writes {told.bytes_to_write / 1e9:.2f} GB, in about "
+        f"{told.passes:g} pass{'es' * (told.passes != 1)} over the models\n"
         f"forecast: {told.seconds:.0f} s, {told.peak_bytes / 2**20:,.0f} MiB of memory beside the mapped files"
     )
     for line in _left_out(told.left_out):
