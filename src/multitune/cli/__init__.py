@@ -11,6 +11,7 @@ import typer
 from multitune import __version__
 from multitune.cli import (
     check,
+    compare_methods,
     extract_lora,
     init,
     launch_config,
@@ -45,6 +46,7 @@ app.command("report")(report.report)
 app.command("merge")(merge.merge)
 app.command("extract-lora")(extract_lora.extract_lora)
 app.command("methods")(methods.methods)
+app.command("compare-methods")(compare_methods.compare_methods)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

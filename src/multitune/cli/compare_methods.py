@@ -1,0 +1,82 @@
+"""`multitune compare-methods`: one recipe under several ways of adapting, with what each costs and reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from multitune.cli.run import Jobs, Json, Overrides, Yes
+
+
+def compare_methods(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file with one train step.")],
+    methods: Annotated[
+        list[str], typer.Option("--method", "--methods", help="A method of `multitune methods`; give it several times.")
+    ],
+    more: Annotated[list[str], typer.Argument(hidden=True)] = [],  # noqa: B006 - typer reads the default
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Numbers that each may train; below 1: a share of the model's.")
+    ] = None,
+    rates: Annotated[
+        list[float], typer.Option("--learning-rate", help="Tried with every method; give it several times.")
+    ] = [],  # noqa: B006
+    step: Annotated[str | None, typer.Option("--step", help="The train step, where the recipe has several.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder. Default: runs/<name>-methods.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    jobs: Jobs = None,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Run a recipe with every method, at one budget, and tell what each trains, takes, keeps on disk and reaches."""
+    from multitune.cli.output import answer_json, speak, stdout_console
+    from multitune.cli.run import run_and_report
+    from multitune.recipes.method_comparison import compared, method_sweep
+    from multitune.recipes.run_folder import write_whole
+    from multitune.reporting.quality_and_cost import quality_against_cost
+
+    speak()
+    sweep, name = method_sweep(recipe, overrides, [*methods, *more], budget, rates, step, many=yes)
+    folder = out or Path("runs") / f"{sweep.name}-methods"
+    run_and_report(sweep, folder, fresh=False, json=False, jobs=jobs) if not json else _quietly(sweep, folder, jobs)
+    rows = compared(folder, sweep, name)
+    drawing = folder / "methods.svg"
+    write_whole(drawing, quality_against_cost(rows))
+    if json:
+        answer_json({"run": folder, "drawing": drawing, "methods": rows})
+        return
+    console = stdout_console()
+    console.print()
+    console.print(_table(rows), highlight=False)
+    typer.echo(f"\nquality against cost: {drawing}")
+
+
+def _quietly(sweep: Any, folder: Path, jobs: int | None) -> None:
+    from multitune.recipes.executor import run
+    from multitune.reporting.report import write_report
+
+    run(sweep, folder, command="multitune compare-methods", jobs=jobs)
+    write_report([folder], folder / "report.html")
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    for heading in ("trains", "on disk", "training", "mean"):
+        table.add_column(heading, justify="right")
+    tasks = list(rows[0]["tasks"]) if rows else []
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for row in rows:
+        table.add_row(
+            row["variant"],
+            f"{row['trainable']:,}",
+            f"{row['bytes'] / 1e6:.2f} MB",
+            f"{row['seconds']:.0f} s",
+            f"{row['mean']:.3f}",
+            *(f"{row['tasks'][task]:.3f}" for task in tasks),
+        )
+    return table
