@@ -194,7 +194,7 @@ def main() -> None:
             write_models(folder, arguments.layers)
         size = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
         result: dict[str, Any] = {
-            "machine": platform.platform(),
+            "machine": f"{platform.system()} {platform.machine()}",
             "cores": len(os.sched_getaffinity(0)),
             "threads": arguments.threads,
             "bytes_per_model": size,

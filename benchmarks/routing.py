@@ -82,7 +82,7 @@ def main() -> None:
     register_tuners()
     ids = torch.randint(8000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(2))
     result: dict[str, Any] = {
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "load": os.getloadavg()[0],
         "rank": RANK,
         "skills": SKILLS,
