@@ -226,7 +226,7 @@ def _facts(whose: dict[str, Any], command: str) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Return what may matter of this machine: nothing that names it."""
     return {
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": platform.platform(),
         "processors": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
