@@ -23,6 +23,7 @@ from multitune.tabular.boosting_blocks import FUNCTIONS, Boosted
 from multitune.tabular.boosting_estimator import RobustBooster
 from multitune.tabular.boosting_inputs import Feature
 from multitune.tabular.boosting_trees import Trees
+from multitune.tabular.estimator_files import plain, read_facts, write_in_one_piece
 from multitune.tabular.multitab_columns import TableError
 
 FORMAT = 1
@@ -65,15 +66,15 @@ def save_booster(booster: RobustBooster, path: str | os.PathLike[str]) -> None:
         facts["feature_names"] = booster.feature_names_in_.tolist()
     if hasattr(booster, "classes_"):
         facts["classes"] = booster.classes_.tolist()
-    content = (json.dumps(facts, indent=1, default=_plain) + "\n").encode()  # before anything is written
-    _write(folder / "trees.safetensors", trees)
-    _write(folder / "model.json", content)
+    content = (json.dumps(facts, indent=1, default=plain) + "\n").encode()  # before anything is written
+    write_in_one_piece(folder / "trees.safetensors", trees)
+    write_in_one_piece(folder / "model.json", content)
 
 
 def load_booster(cls: type[Booster], path: str | os.PathLike[str]) -> Booster:
     """Return a fitted booster of a class from its folder."""
     folder = Path(path)
-    facts = _facts(folder / "model.json", cls.__name__)
+    facts = read_facts(folder / "model.json", cls.__name__, FORMAT)
     arrays = _arrays(folder / "trees.safetensors", facts["trees_sha256"])
     parameters = facts["parameters"]
     parameters["n_estimators"] = tuple(parameters["n_estimators"])
@@ -111,39 +112,3 @@ def _arrays(file: Path, wanted: str) -> dict[str, np.ndarray]:
         return dict(load(content))
     except SafetensorError as error:
         raise TableError(f"The trees cannot be read: {error}.", str(file), "Save it again.") from None
-
-
-def _facts(file: Path, wanted: str) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise TableError("There is no saved estimator here.", str(file), "Give the folder of a `save`.") from None
-    except ValueError:
-        raise TableError("The file is damaged; it is no JSON.", str(file), "Save the estimator again.") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
-        raise TableError("The file names no format.", str(file), "Give the folder of a `save`.")
-    if facts["format"] > FORMAT:
-        raise TableError(
-            f"It was saved by a newer version, in format {facts['format']}; this version reads up to {FORMAT}.",
-            str(file),
-            "Update multitune, or save it with this version.",
-        )
-    if facts["estimator"] != wanted:
-        raise TableError(
-            f"It holds a {facts['estimator']} and no {wanted}.", str(file), f"Call {facts['estimator']}.load."
-        )
-    return facts
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TableError(f"{value!r} cannot be written as JSON.", "save", "Use plain values for the parameters.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from multitune.tabular.estimator_files import plain, read_facts, write_in_one_piece
 from multitune.tabular.multitab_columns import TableError
 from multitune.tabular.multitab_schema import FeatureColumn, TargetColumn
 from multitune.tabular.network_estimator import NetworkEstimator
@@ -57,14 +58,14 @@ def save_estimator(estimator: NetworkEstimator, path: str | os.PathLike[str]) ->
         "epochs_run": estimator.n_iter_,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    _write(folder / "weights.safetensors", weights)
-    _write(folder / "model.json", (json.dumps(facts, indent=1, default=_plain) + "\n").encode())
+    write_in_one_piece(folder / "weights.safetensors", weights)
+    write_in_one_piece(folder / "model.json", (json.dumps(facts, indent=1, default=plain) + "\n").encode())
 
 
 def load_estimator(cls: type[Estimator], path: str | os.PathLike[str]) -> Estimator:
     """Return a fitted estimator of a class from its folder."""
     folder = Path(path)
-    facts = _facts(folder, cls.__name__)
+    facts = read_facts(folder / "model.json", cls.__name__, FORMAT)
     weights = (folder / "weights.safetensors").read_bytes()
     if hashlib.sha256(weights).hexdigest() != facts["weights_sha256"]:
         raise TableError("The weights are not those that model.json was written with.", str(folder), "Save it again.")
@@ -93,42 +94,5 @@ def load_estimator(cls: type[Estimator], path: str | os.PathLike[str]) -> Estima
     return estimator
 
 
-def _facts(folder: Path, wanted: str) -> dict[str, Any]:
-    file = folder / "model.json"
-    try:
-        facts: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise TableError("There is no saved estimator here.", str(folder), "Give the folder of a `save`.") from None
-    except ValueError:
-        raise TableError("The file is damaged; it is no JSON.", str(file), "Save the estimator again.") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
-        raise TableError("The file names no format.", str(file), "Give the folder of a `save`.")
-    if facts["format"] > FORMAT:
-        raise TableError(
-            f"It was saved by a newer version, in format {facts['format']}; this version reads up to {FORMAT}.",
-            str(file),
-            "Update multitune, or save it with this version.",
-        )
-    if facts["estimator"] != wanted:
-        raise TableError(
-            f"It holds a {facts['estimator']} and no {wanted}.", str(file), f"Call {facts['estimator']}.load."
-        )
-    return facts
-
-
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TableError(f"{value!r} cannot be written as JSON.", "save", "Use plain values for the parameters.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
