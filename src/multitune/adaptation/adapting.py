@@ -125,7 +125,7 @@ def sized_within(config: AdaptationConfig, base: ModelConfig) -> AdaptationConfi
         model, form = empty_model(base)
         try:
             return _trainable(_place(model.requires_grad_(False), form, sized, steps=None, seed=0))
-        except (NotImplementedError, RuntimeError) as error:
+        except (NotImplementedError, RuntimeError) as error:  # torch has no values to decompose without weights
             raise MultituneError(
                 f"How many numbers {config.method} trains is known only once the weights are loaded.",
                 "adapt.budget",

@@ -124,6 +124,7 @@ class BottleneckModel(PlacedTuner):
         layer.update_layer(adapter_name, config)
 
     def _check_merge_allowed(self) -> None:
+        # the error by which peft's own tuners refuse a merge that their method rules out
         raise NotImplementedError("what stands behind an activation has no equivalent in the weights")
 
 

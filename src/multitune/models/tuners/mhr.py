@@ -247,4 +247,5 @@ class MhrModel(PlacedTuner):
         return key[: {"coderwise": 1, "blockwise": 2, "layerwise": 4}[granularity]]
 
     def _check_merge_allowed(self) -> None:
+        # the error by which peft's own tuners refuse a merge that their method rules out
         raise NotImplementedError("every task has its own mixture; export the adapter of one task as LoRA instead")

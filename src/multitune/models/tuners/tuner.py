@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -13,21 +14,21 @@ class PlacedTuner(BaseTuner):
 
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's own attribute
 
+    @abstractmethod
     def places(self, model: nn.Module, config: Any) -> list[str]:
         """Return the module paths that get an adapter.
 
         Raises:
             ValueError: this architecture has none.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def new_layer(self, target: Any, path: str, adapter_name: str, config: Any) -> nn.Module:
         """Return the layer that takes a module's place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def more(self, layer: Any, path: str, adapter_name: str, config: Any) -> None:
         """Add another adapter to a layer of ours."""
-        raise NotImplementedError
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Find the places, then inject as peft does."""
