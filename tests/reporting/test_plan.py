@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from multitune.recipes.merge_plan import MergeNodePlan
 from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
 from multitune.reporting.plan import marked, show_plan
 
@@ -86,3 +88,10 @@ def test_long_examples_lose_their_beginning_and_say_so():
     text = marked([("x", False)] * 200 + [("y", True)])
     assert text.plain.startswith("(41 tokens) ... x")
     assert text.plain.endswith("y")
+
+
+@pytest.mark.parametrize(("method", "told"), [("atlas", True), ("ties", False)])
+def test_learning_is_not_in_the_forecast_of_a_merge(method, told):
+    merge = MergeNodePlan("merged", method, 4, 0, 10**9, 10**8, 2.0)
+    text = shown(Plan("p", [node("joint", task("a"))], {}, [merge]))
+    assert ("what is learned from rows before that" in " ".join(text.split())) == told

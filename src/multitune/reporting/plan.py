@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from multitune.reporting.charts import short
 from multitune.reporting.facts import duration
+from multitune.weights.learned.step_config import LEARNED_METHODS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,7 +115,8 @@ def _merge_lines(merge: MergeNodePlan) -> Iterator[str]:
         yield f"  candidates            {merge.candidates}, compared on validation rows"
     read, written = merge.bytes_to_read / 1e9, merge.bytes_to_write / 1e9
     time = duration(merge.seconds)
-    yield f"  forecast              reads at most {read:.2f} GB, writes {written:.2f} GB, about {time}"
+    learned = ", and what is learned from rows before that" if merge.method in LEARNED_METHODS else ""
+    yield f"  forecast              reads at most {read:.2f} GB, writes {written:.2f} GB, about {time}{learned}"
 
 
 def _fusion_lines(fusion: FuseNodePlan) -> Iterator[str]:
