@@ -31,15 +31,20 @@ def compare_methods(
 ) -> None:
     """Run a recipe with every method, at one budget, and tell what each trains, takes, keeps on disk and reaches."""
     from multitune.cli.output import answer_json, speak, stdout_console
-    from multitune.cli.run import run_and_report
+    from multitune.cli.run import executed, run_and_report
     from multitune.recipes.method_comparison import compared, method_sweep
     from multitune.recipes.run_folder import write_whole
     from multitune.reporting.quality_and_cost import quality_against_cost
+    from multitune.reporting.report import write_report
 
     speak()
     sweep, name = method_sweep(recipe, overrides, [*methods, *more], budget, rates, step, many=yes)
     folder = out or Path("runs") / f"{sweep.name}-methods"
-    run_and_report(sweep, folder, fresh=False, json=False, jobs=jobs) if not json else _quietly(sweep, folder, jobs)
+    if json:
+        executed(sweep, folder, jobs=jobs)
+        write_report([folder], folder / "report.html")
+    else:
+        run_and_report(sweep, folder, fresh=False, json=False, jobs=jobs)
     rows = compared(folder, sweep, name)
     drawing = folder / "methods.svg"
     write_whole(drawing, quality_against_cost(rows))
@@ -50,14 +55,6 @@ def compare_methods(
     console.print()
     console.print(_table(rows), highlight=False)
     typer.echo(f"\nquality against cost: {drawing}")
-
-
-def _quietly(sweep: Any, folder: Path, jobs: int | None) -> None:
-    from multitune.recipes.executor import run
-    from multitune.reporting.report import write_report
-
-    run(sweep, folder, command="multitune compare-methods", jobs=jobs)
-    write_report([folder], folder / "report.html")
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from multitune.recipes.executor import RunResult
     from multitune.recipes.schema import Recipe
     from multitune.recipes.sweep import Sweep
 
@@ -51,23 +52,13 @@ def run_and_report(
     recipe: Recipe | Sweep, out: Path, *, fresh: bool, json: bool, jobs: int | None = None, ray: str | None = None
 ) -> None:
     """Run a recipe or a sweep, write the report, print the tables and where everything lies."""
-    import sys
-
-    from multitune.cli.failures import Stopped
     from multitune.cli.output import answer_json
-    from multitune.cli.progress import scoring_progress
-    from multitune.recipes.executor import run as execute
     from multitune.recipes.failures import NodesFailed
     from multitune.recipes.schema import Recipe
-    from multitune.training.interrupts import Interrupted
     from multitune.training.processes import is_main
 
-    command = " ".join(["multitune", *sys.argv[1:]])
     try:
-        with scoring_progress() as progress:
-            result = execute(recipe, out, fresh=fresh, command=command, progress=progress, jobs=jobs, ray=ray)
-    except Interrupted as stop:
-        raise Stopped(str(stop), str(stop.checkpoint or out)) from stop
+        result = executed(recipe, out, fresh=fresh, jobs=jobs, ray=ray)
     except NodesFailed:
         if (out / "scoreboard.parquet").exists():  # what is done can be looked at
             _reported(out, show=not json)
@@ -95,6 +86,25 @@ def run_and_report(
         typer.echo(f"runs:   {out / 'variants'}, {len(recipe.variants)} of them")
     if "report" in answer:
         typer.echo(f"report: {answer['report']}")
+
+
+def executed(
+    recipe: Recipe | Sweep, out: Path, *, fresh: bool = False, jobs: int | None = None, ray: str | None = None
+) -> RunResult:
+    """Run a recipe or a sweep; someone's word to stop in the middle of a training names the checkpoint."""
+    import sys
+
+    from multitune.cli.failures import Stopped
+    from multitune.cli.progress import scoring_progress
+    from multitune.recipes.executor import run as execute
+    from multitune.training.interrupts import Interrupted
+
+    command = " ".join(["multitune", *sys.argv[1:]])
+    try:
+        with scoring_progress() as progress:
+            return execute(recipe, out, fresh=fresh, command=command, progress=progress, jobs=jobs, ray=ray)
+    except Interrupted as stop:
+        raise Stopped(str(stop), str(stop.checkpoint or out)) from stop
 
 
 def _models(recipe: Recipe | Sweep) -> str:
