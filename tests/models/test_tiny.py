@@ -194,15 +194,15 @@ def test_a_restored_run_goes_on_with_the_same_weights(tmp_path: Path, tokenizer:
     model = new_model(tokenizer, seed=0)
     optimizers = new_optimizers(model, rank=0)
     step(model, optimizers)
-    save_checkpoint(folder, 0, model, optimizers, State(seed=0, minutes=1.0, step=1, seconds=2.5, tokens=4))
+    save_checkpoint(folder, 0, model, optimizers, State(seed=0, steps=4, step=1, seconds=2.5, tokens=4))
     step(model, optimizers)
     other = new_model(tokenizer, seed=9)
     other_optimizers = new_optimizers(other, rank=0)
     state = load_checkpoint(folder, 0, other, other_optimizers)
-    assert state == State(seed=0, minutes=1.0, step=1, seconds=2.5, tokens=4)
+    assert state == State(seed=0, steps=4, step=1, seconds=2.5, tokens=4)
     step(other, other_optimizers)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    save_checkpoint(folder, 0, other, other_optimizers, State(seed=0, minutes=1.0, step=2))
+    save_checkpoint(folder, 0, other, other_optimizers, State(seed=0, steps=4, step=2))
     assert sorted(path.name for path in folder.iterdir()) == ["state.json", "step-2"]
 
 

@@ -63,11 +63,11 @@ All training text is written by `multitune.tasks.synthetic`: half of the documen
 rule that only the demonstrations tell), 35 % one instruction and its answer, 15 % conversations. No text of others was
 used. Inputs of the test split, one in ten by digest, were never trained on, nor was any of the held-out skills.
 
-    python -m multitune.models.tiny.pretrain --minutes {facts["minutes"]:g} --seed {facts["seed"]} --out DIR
+    python -m multitune.models.tiny.pretrain --steps {facts["steps"]} --seed {facts["seed"]} --out DIR
 
 {facts["seconds"] / 60:.1f} minutes on two cores of one CPU that other work shared, {facts["step"]:,} steps,
-{facts["tokens"] / 1e6:.1f} million tokens. The schedule follows the clock, so another machine takes other steps and
-ends with other weights.
+{facts["tokens"] / 1e6:.1f} million tokens, in one sitting. Batches and schedule depend on the seed and the step alone;
+another CPU rounds bfloat16 products in another order and ends with slightly other weights.
 """
 
 
@@ -80,7 +80,7 @@ def write_card(
         folder: where the weights are.
         model: the exported model, in float32.
         tokenizer: its tokenizer.
-        facts: the run's `seed`, `minutes` (asked for), `seconds` (used), `step` and `tokens`.
+        facts: the run's `seed`, `steps` (asked for), `seconds` (used), `step` and `tokens`.
         rows: questions per skill.
     """
     names = {"pretrained": SKILLS, "held out": HELD_OUT_SKILLS}

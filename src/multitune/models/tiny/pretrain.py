@@ -1,7 +1,7 @@
-"""Train `tiny` from nothing: `python -m multitune.models.tiny.pretrain --minutes 85 --seed 0 --out DIR [--resume]`.
+"""Train `tiny` from nothing: `python -m multitune.models.tiny.pretrain --steps 6000 --seed 0 --out DIR [--resume]`.
 
-Tokenizer, random weights, packed documents of the synthetic skills, a warm-up / constant / decay schedule over the time
-used, checkpoints that a killed run goes on from, and at the end the finished folder with its model card.
+Tokenizer, random weights, packed documents of the synthetic skills, a warm-up / constant / decay schedule over the
+steps, checkpoints that a killed run goes on from, and at the end the finished folder with its model card.
 
 Two processes of one thread each average their gradients: on two busy cores that is several times faster than one
 process of two threads, whose every parallel loop waits for the thread that lost its core.
@@ -35,7 +35,7 @@ from multitune.tasks.synthetic import SKILLS
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What batches are made of while the share of the time used is below `until`."""
+    """What batches are made of while the share of the steps taken is below `until`."""
 
     until: float
     rows: int  # per process
@@ -56,13 +56,13 @@ STAGES = (
 )
 PROCESSES = 2
 LEARNING_RATE, MATRIX_LEARNING_RATE = 2.5e-3, 4e-3
-WARM_UP, DECAY_FROM = 0.01, 0.4  # shares of the time
+WARM_UP, DECAY_FROM = 0.01, 0.4  # shares of the steps
 CHECKPOINT_SECONDS = 300.0
-EVALUATION_SECONDS = 900.0
+EVALUATIONS = 6
 
 
 def schedule(progress: float) -> float:
-    """The learning rate's factor at a share of the time: linear up, constant, linear down to 0.02."""
+    """The learning rate's factor at a share of the steps: linear up, constant, linear down to 0.02."""
     if progress < WARM_UP:
         return max(progress / WARM_UP, 0.02)
     if progress < DECAY_FROM:
@@ -71,7 +71,7 @@ def schedule(progress: float) -> float:
 
 
 def stage_at(progress: float) -> Stage:
-    """The stage of the curriculum at a share of the time used."""
+    """The stage of the curriculum at a share of the steps."""
     return next(stage for stage in STAGES if progress < stage.until or stage is STAGES[-1])
 
 
@@ -145,15 +145,15 @@ class State:
     """Where a run stands."""
 
     seed: int
-    minutes: float
+    steps: int  # of the whole run
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
 
     @property
     def progress(self) -> float:
-        """Share of the time used."""
-        return self.seconds / (60.0 * self.minutes)
+        """Share of the steps taken."""
+        return self.step / self.steps
 
 
 def save_checkpoint(
@@ -232,18 +232,17 @@ def log_evaluation(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     print("  mean 0-shot {:.3f}, 3-shot {:.3f}, episodes {:.3f}".format(*means), flush=True)
 
 
-def pretrain(rank: int, minutes: float, seed: int, out: Path, resume: bool) -> None:
-    """One of `PROCESSES` processes that train for `minutes`, all sessions of a resumed run together."""
+def pretrain(rank: int, steps: int, seed: int, out: Path, resume: bool) -> None:
+    """One of `PROCESSES` processes that take `steps` optimizer steps, all sessions of a resumed run together."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(out / "store"), PROCESSES)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=PROCESSES, store=store)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
     model = new_model(tokenizer, seed)
     optimizers = new_optimizers(model, rank)
-    state = State(seed=seed, minutes=minutes)
+    state = State(seed=seed, steps=steps)
     if resume and (out / "checkpoints" / "state.json").exists():
         state = load_checkpoint(out / "checkpoints", rank, model, optimizers)
-        state.minutes = minutes
     if rank == 0:
         print(f"{model.num_parameters()} parameters, from step {state.step}", flush=True)
     train(rank, model, tokenizer, optimizers, state, out)
@@ -274,23 +273,23 @@ def train(
     state: State,
     out: Path,
 ) -> None:
-    """Run optimizer steps until the time is used; a batch depends on the seed, step, process and stage alone."""
+    """Run the optimizer steps; a batch depends on the seed, step, process and stage alone."""
 
-    def batch_at(step: int, progress: float) -> Batch:
-        stage = stage_at(progress)
+    def batch_at(step: int) -> Batch:
+        stage = stage_at(step / state.steps)
         rng = Random(f"pretrain/{state.seed}/{step}/{rank}")
         return build_batch(tokenizer, rng, stage.rows, stage.row_length, stage.max_shots, stage.episodes, stage.skills)
 
     loss_of = torch.compile(batch_loss, dynamic=False)
-    saved = evaluated = logged = state.seconds
+    saved = logged = state.seconds
     losses: list[float] = []
     tokens_at_log = state.tokens
     clock = time.monotonic()
     with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(batch_at, state.step, state.progress)
-        while state.progress < 1.0:
+        upcoming = ahead.submit(batch_at, state.step)
+        while state.step < state.steps:
             batch = upcoming.result()
-            upcoming = ahead.submit(batch_at, state.step + 1, state.progress)
+            upcoming = ahead.submit(batch_at, state.step + 1)
             for optimizer, rate in zip(optimizers, (LEARNING_RATE, MATRIX_LEARNING_RATE), strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * schedule(state.progress)
@@ -298,7 +297,7 @@ def train(
             loss.backward()
             now = time.monotonic()
             tokens = float((batch.weights > 0).sum())
-            # The processes must agree on the time used: it decides the rate, the stage and the end.
+            # The processes must agree on the time used: it decides when a checkpoint is due.
             facts = average(model, torch.tensor([loss.item(), tokens, now - clock]))
             clock = now
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -322,10 +321,8 @@ def train(
                 save_checkpoint(out / "checkpoints", rank, model, optimizers, state)
                 if rank == 0:
                     export(model, tokenizer, out / "interim")
-            if state.seconds - evaluated > EVALUATION_SECONDS:
-                evaluated = state.seconds
-                if rank == 0:
-                    log_evaluation(model, tokenizer)
+            if rank == 0 and state.step % (state.steps // EVALUATIONS + 1) == 0:
+                log_evaluation(model, tokenizer)
 
 
 def finish(out: Path) -> None:
@@ -339,7 +336,7 @@ def finish(out: Path) -> None:
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Train the embedded base `tiny` from nothing.")
-    parser.add_argument("--minutes", type=float, default=85.0, help="wall-clock minutes of training")
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps of the whole training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished weights")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
@@ -348,7 +345,7 @@ def main() -> None:
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     (out / "store").unlink(missing_ok=True)
     load_or_train_tokenizer(out / "tokenizer", arguments.seed)
-    settings = (arguments.minutes, arguments.seed, out, arguments.resume)
+    settings = (arguments.steps, arguments.seed, out, arguments.resume)
     torch.multiprocessing.spawn(pretrain, settings, nprocs=PROCESSES)
     finish(out)
 
