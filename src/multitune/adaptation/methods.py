@@ -118,6 +118,19 @@ METHODS: dict[str, Method] = {
         "prompt", "the embeddings of examples in the prompt", "tokens x width", "2410.17222",
         merges=False, identity=False, quantised=True, modalities=("text",),
     ),
+    "dept": _prompt(
+        "a short prompt, and a low-rank change of the text's embeddings by position",
+        "tokens x width + r (max_length + width)", "2309.05173", defaults={}, follows={"r": 1 / 2},
+    ),
+    "ept": _prompt(
+        "dept whose prompt attends to the changes (fusion) and adds gated projections of itself (spaces)",
+        "tokens x width + r (max_length + width) + n_spaces (2 space_rank + 1) width", "2405.11464", defaults={},
+        follows={"r": 3 / 4},
+    ),
+    "mpt": _prompt(
+        "a shared prompt times low-rank factors of each task", "tokens x width + tasks x task_rank (tokens + width)",
+        "2303.02861", needs_task=True,
+    ),
     "multitask_prompt_tuning": _prompt(
         "a shared prompt times a rank-one matrix per task", "tokens x width + tasks x rank x (tokens + width)",
         "2303.02861", needs_task=True,
@@ -239,7 +252,7 @@ CACHED_PREFIX = ("cartridge", "prefix_tuning")
 """Methods whose learned keys and values come to every layer as a cache, which a layer computed twice cannot have."""
 
 NOT_OFFERED: dict[str, str] = {
-    "multitask_prompt_tuning": "it needs the task's id at inference, which held-out tasks do not have",
+    "multitask_prompt_tuning": "mpt is the same, and knows its tasks when it is scored and saved",
     "poly": "mhr with n_splits: 1 is the same, and knows its tasks when it is scored, packed and saved",
     "xlora": "peft 0.21 writes an adapter file without the weights that it trains",
 }

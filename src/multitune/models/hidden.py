@@ -96,14 +96,15 @@ def _acts_in_forward(model: nn.Module) -> bool:
     """Tell whether peft does something in PeftModel.forward that calling the layers alone would leave out.
 
     Most tuners live in the layers. Prompt learning adds tokens or a cache, X-LoRA mixes its experts and Shadow starts
-    its second stream in a hook of the whole model, and activated LoRA looks for its invocation tokens.
+    its second stream in a hook of the whole model, our soft prompts are read in one, and activated LoRA looks for its
+    invocation tokens.
     """
     config = getattr(model, "active_peft_config", None)
     if config is None:
         return False
     return (
         is_prompt_learning(model)
-        or str(config.peft_type.value) in ("XLORA", "SHADOW")
+        or str(config.peft_type.value) in ("XLORA", "SHADOW", "DEPT", "EPT", "MPT")
         or bool(getattr(config, "alora_invocation_tokens", None))
     )
 

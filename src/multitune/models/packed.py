@@ -71,7 +71,7 @@ LEAK_TOLERANCE = 0.1
 """Share of TOLERANCE that replacing a neighbour may change: nothing but the order of sums in a few kernels."""
 
 UNPACKED_METHODS = (
-    "cartridge", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning",
+    "cartridge", "cpt", "dept", "ept", "mpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning",
     "lily",
 )  # fmt: skip
 """Methods of peft under which nothing keeps packed examples apart: virtual tokens stand before the row, not before each

@@ -23,7 +23,7 @@ def usable_positions(model: Any) -> int | None:
     if not positions:
         return None
     adapter = getattr(adapted, "active_peft_config", None)
-    virtual = adapter.num_virtual_tokens if adapter is not None and adapter.is_prompt_learning else 0
+    virtual = getattr(adapter, "num_virtual_tokens", 0)
     return int(positions) - _reserved_for_padding(plain) - virtual
 
 

@@ -66,13 +66,13 @@ def with_prompt(
     length = prompt.shape[-2]
     mask = position = label = None
     if attention_mask is not None:
-        mask = _inserted(attention_mask.new_ones(rows, length), attention_mask, start_B)
+        mask = insert(attention_mask.new_ones(rows, length), attention_mask, start_B)
     if position_ids is not None:
         front_1s = torch.arange(length, device=position_ids.device, dtype=position_ids.dtype)[None]
-        position = _inserted(front_1s.expand(rows, -1), length + position_ids.expand(rows, -1), start_B)
+        position = insert(front_1s.expand(rows, -1), length + position_ids.expand(rows, -1), start_B)
     if labels is not None:
-        label = _inserted(labels.new_full((rows, length), WITHOUT_LOSS), labels, start_B)
-    return PromptedInputs(_inserted(prompt_Bsd, inputs_embeds, start_B), mask, position, label)
+        label = insert(labels.new_full((rows, length), WITHOUT_LOSS), labels, start_B)
+    return PromptedInputs(insert(prompt_Bsd, inputs_embeds, start_B), mask, position, label)
 
 
 def mask_with_prompt(attention_mask: Tensor, length: int) -> Tensor:
@@ -86,7 +86,7 @@ def mask_with_prompt(attention_mask: Tensor, length: int) -> Tensor:
         length: s.
     """
     front = attention_mask.new_ones(len(attention_mask), length)
-    return _inserted(front, attention_mask, padding_in_front(attention_mask))
+    return insert(front, attention_mask, padding_in_front(attention_mask))
 
 
 def without_prompt(output: Tensor, tokens: int) -> Tensor:
@@ -106,8 +106,13 @@ def padding_in_front(attention_mask: Tensor | None) -> Tensor | None:
     return ((attention_mask != 0).cumsum(1) == 0).sum(1)
 
 
-def _inserted(front: Tensor, rest: Tensor, start_B: Tensor | None) -> Tensor:
-    """Return [B, s + n, ...]: every row of ``rest`` with its row of ``front`` put in at its start."""
+def insert(front: Tensor, rest: Tensor, start_B: Tensor | None) -> Tensor:
+    """Return [B, s + n, ...]: every row of ``rest`` [B, n, ...] with its row of ``front`` [B, s, ...] put in.
+
+    Args:
+        front, rest: alike but for their lengths.
+        start_B: the place in ``rest`` of each row, as `padding_in_front` returns it; None: before all.
+    """
     both = torch.cat([front, rest], dim=1)
     if start_B is None:
         return both

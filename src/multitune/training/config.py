@@ -46,6 +46,9 @@ class TrainingConfig(BaseModel):
     routing_learning_rate: PositiveFloat | None = Field(
         None, description="of the weights by which tasks mix modules (adapt: mhr); default: 100 times learning_rate"
     )
+    prompt_learning_rate: PositiveFloat | None = Field(
+        None, description="of the prompt that dept and ept learn; default: 100 times learning_rate"
+    )
     router_loss: NonNegativeFloat | None = Field(
         None, description="weight of the load-balancing loss of a model with experts; default: as its config asks"
     )

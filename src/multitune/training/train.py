@@ -138,6 +138,7 @@ def train(
             fingerprint=fingerprint,
             callbacks=[stopper, RankAllocation(backbone.model), *views],
             routing_learning_rate=config.routing_learning_rate,
+            prompt_learning_rate=config.prompt_learning_rate,
         )
         _remove_default_printers(trainer)
         if backbone.half is not None and backbone.half.config.resample == "epoch":

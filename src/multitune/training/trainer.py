@@ -38,7 +38,7 @@ from multitune.training.monitor import TaskMonitor, TaskSums
 from multitune.training.objective import ObserveTaskLosses, StepObjective
 from multitune.training.processes import any_of, gather, is_main
 from multitune.training.router_loss import RouterLoss
-from multitune.training.routing import ROUTING_SPEED, speed_up_routing
+from multitune.training.speeds import ROUTING_SPEED, speed_up_prompts, speed_up_routing
 from multitune.training.task_gradients import TaskGradients
 
 Batch = dict[str, Tensor]
@@ -88,6 +88,7 @@ class MultiTaskTrainer(Trainer):
         log: called with every log record on the main process.
         fingerprint: of everything that determines the run, kept in the checkpoints.
         routing_learning_rate: of the weights by which tasks mix modules; None: ROUTING_SPEED times the others'.
+        prompt_learning_rate: of a prompt's vectors, beside what it changes of the text; None: see `speed_up_prompts`.
     """
 
     model: LossModule
@@ -110,8 +111,9 @@ class MultiTaskTrainer(Trainer):
         fingerprint: str,
         callbacks: list[TrainerCallback],
         routing_learning_rate: float | None = None,
+        prompt_learning_rate: float | None = None,
     ) -> None:
-        self.routing_learning_rate = routing_learning_rate
+        self.routing_learning_rate, self.prompt_learning_rate = routing_learning_rate, prompt_learning_rate
         self.even_batches = EvenBatches(batches, args.world_size, model.form)
         super().__init__(model, args, train_dataset=self.even_batches, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
@@ -136,6 +138,7 @@ class MultiTaskTrainer(Trainer):
         """Make the optimiser of what trains now, before the model is wrapped."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         speed_up_routing(optimizer, self.model, self.routing_learning_rate or ROUTING_SPEED * self.args.learning_rate)
+        speed_up_prompts(optimizer, self.model, self.prompt_learning_rate)
         if self.when_optimizer_is_made is not None:
             self.when_optimizer_is_made()
         return optimizer

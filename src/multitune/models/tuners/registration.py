@@ -12,7 +12,10 @@ from typing import Any
 OURS: dict[str, tuple[str, str, str]] = {
     "bitfit": ("multitune.models.tuners.bitfit", "BitFitConfig", "BitFitModel"),
     "bottleneck": ("multitune.models.tuners.bottleneck", "BottleneckConfig", "BottleneckModel"),
+    "dept": ("multitune.models.tuners.soft_prompt_model", "DeptConfig", "DeptModel"),
+    "ept": ("multitune.models.tuners.soft_prompt_model", "EptConfig", "EptModel"),
     "mhr": ("multitune.models.tuners.mhr", "MhrConfig", "MhrModel"),
+    "mpt": ("multitune.models.tuners.soft_prompt_model", "MptConfig", "MptModel"),
 }
 """Method -> module, class of its config, class of its tuner."""
 
