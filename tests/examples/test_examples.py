@@ -142,3 +142,20 @@ def test_merging_beside_training_together(tmp_path):
         assert found[name] == set(recipe["tasks"])
     assert "arithmetic@lambda=0.1" in found
     assert "Which merge was best" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@needs_data
+def test_tables_without_a_model(tmp_path):
+    pytest.importorskip("sklearn", reason="the extra 'tables' is not installed")
+    path = EXAMPLES / "tables" / "recipe.yaml"
+    tasks = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
+    overrides = few_rows(tasks, 200) | {
+        "steps.boosted.estimator_options.n_estimators": [5, 5, 5],
+        "steps.network.estimator_options.epochs": 1,
+        "score.rows": 50,
+    }
+    run = tmp_path / "run"
+    assert "3 classes" in multitune("check", path, *set_all(overrides))
+    multitune("run", path, "--out", run, *set_all(overrides))
+    assert scored(run) == {"base": {"rings", "sex"}, "boosted": {"rings"}, "network": {"rings", "sex"}}
+    assert "the most frequent class" in (run / "report.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import yaml
 
 from multitune.adaptation.methods import WITHOUT_ADAPTER
 from multitune.models.location import holds_delta
-from multitune.recipes.graph import MergeNode, TrainNode
+from multitune.recipes.graph import EstimatorNode, MergeNode, TrainNode
 from multitune.recipes.schema import Recipe
 
 ANSWERING = """```bash
@@ -45,7 +45,7 @@ def model_card(
         rows: its scores, as on the Scoreboard; may be empty before scoring.
     """
     metadata = {
-        "base_model": recipe.model.name,
+        "base_model": recipe.base.name,
         "library_name": "multitune" if node.step.export == "delta" else "transformers" if _is_whole(node) else "peft",
         "tags": ["multitune", "multi-task", node.step.adapt.method],
     }
@@ -55,11 +55,11 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}: {node.name}",
-        f"`{recipe.model.name}` adapted to {len(node.tasks)} task{'s' * (len(node.tasks) > 1)} at once with multitune: "
+        f"`{recipe.base.name}` adapted to {len(node.tasks)} task{'s' * (len(node.tasks) > 1)} at once with multitune: "
         f"method {node.step.adapt.method}, {facts['trainable_parameters']:,} parameters trained, {facts['steps']:,} "
         f"steps, {facts['seconds']:.0f} seconds, seed {recipe.seed}.",
         "The licences of the base model and of the data apply; this card does not widen them.",
-        f"## Load\n\n```python\n{loading_code(folder, recipe.model.name, 'FOLDER')}\n```",
+        f"## Load\n\n```python\n{loading_code(folder, recipe.base.name, 'FOLDER')}\n```",
         f"## Answer new rows\n\n{ANSWERING.format(task=json.dumps(node.tasks[0]))}",
         f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}",
         *_scores(rows),
@@ -73,7 +73,7 @@ def merge_card(
 ) -> str:
     """Return the README of a merged model; arguments as for ``model_card``."""
     metadata = {
-        "base_model": recipe.model.name,
+        "base_model": recipe.base.name,
         "library_name": "transformers",
         "tags": ["multitune", "merge", facts["method"]],
     }
@@ -82,13 +82,54 @@ def merge_card(
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}: {node.name}",
-        f"{len(facts['models'])} models tuned from `{recipe.model.name}`, merged by {facts['method']} with multitune "
+        f"{len(facts['models'])} models tuned from `{recipe.base.name}`, merged by {facts['method']} with multitune "
         f"in {facts['seconds']:.0f} seconds: {', '.join(facts['models'])}.",
         "The licences of the base model, of the merged models and of their data apply; this card does not widen them.",
-        f"## Load\n\n```python\n{loading_code(folder, recipe.model.name, 'FOLDER')}\n```",
+        f"## Load\n\n```python\n{loading_code(folder, recipe.base.name, 'FOLDER')}\n```",
         *_scores(rows),
         f"## Merge\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```",
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+ESTIMATOR_ANSWERING = """```bash
+multitune predict FOLDER rows.csv --task {task} --out answers.jsonl
+```
+
+```python
+from pathlib import Path
+
+from multitune.tabular.task_model import load_table_model
+
+model = load_table_model(Path("FOLDER"))
+model.estimator  # of multitune.tabular, fitted; model.columns are what it reads
+```"""
+
+
+def estimator_card(
+    recipe: Recipe, node: EstimatorNode, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the README of a fitted estimator; arguments as for ``model_card``."""
+    metadata = {"library_name": "multitune", "tags": ["multitune", "tabular", node.step.estimator]}
+    tasks = "\n".join(f"| {name} | {facts['rows'][name]:,} |" for name in node.tasks)
+    outliers = list(facts.get("outlier_scores", {}).items())[:20]
+    settings = recipe.model_dump(mode="json", exclude_unset=True)
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {recipe.name}: {node.name}",
+        f"{node.step.estimator} fitted to {sum(facts['rows'].values()):,} rows of {len(node.tasks)} "
+        f"task{'s' * (len(node.tasks) > 1)} with multitune in {facts['seconds']:.1f} seconds, seed {recipe.seed}.",
+        "The licence of the data applies; this card does not widen it.",
+        f"## Answer new rows\n\n{ESTIMATOR_ANSWERING.format(task=json.dumps(node.tasks[0]))}",
+        f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}\n\nColumns: {', '.join(facts['features'])}.",
+        *_scores(rows),
+        f"## Recipe\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```",
+    ]
+    if len(outliers) > 1:
+        lines = "\n".join(f"| {name} | {score:.3f} |" for name, score in outliers)
+        told = "From 0 for a task in the middle to 1; the drawing is `theta.svg`."
+        table = f"| task | outlier score |\n|---|---|\n{lines}"
+        parts.insert(-1, f"## Tasks that belong least\n\n{told}\n\n{table}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -105,6 +146,11 @@ def loading_code(folder: Path, base: str, place: str) -> str:
         place: how the code names the folder.
     """
     quoted = json.dumps(place)
+    if (folder / "table.json").is_file():
+        return (
+            "from pathlib import Path\n\nfrom multitune.tabular.task_model import load_table_model\n\n"
+            f"model = load_table_model(Path({quoted}))  # .estimator is fitted, .columns are what it reads"
+        )
     if (folder / "fusion.json").is_file():
         return (
             "from pathlib import Path\n\nfrom multitune.decoding.fusion_file import load_fusion\n\n"

@@ -14,9 +14,10 @@ from multitune.mixing.policies import check_names
 from multitune.models.location import resolve
 from multitune.objectives.balancing.config import GemConfig
 from multitune.recipes.graph import build, with_all_experts
-from multitune.recipes.merge_checks import check_merge, is_model, made_models, outside_model
+from multitune.recipes.merge_checks import check_merge, is_model, made_estimators, made_models, outside_model
 from multitune.recipes.reading import Document, KeyPath
-from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, ScoreStep, TrainStep
+from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, ScoreStep, TrainStep
+from multitune.recipes.table_checks import check_estimator, check_model_is_there, check_table_tasks
 from multitune.scoring.score import scored_split
 from multitune.tasks.metrics import metric
 from multitune.tasks.sources import source_files
@@ -35,9 +36,15 @@ def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]
         recipe: valid by itself, key by key.
         document: the file, for lines.
     """
+    yield from check_model_is_there(recipe, document)
     for name, task in recipe.tasks.items():
         yield from _check_task(name, task, recipe, document)
+    yield from check_table_tasks(recipe, document)
     for name, step in recipe.steps.items():
+        if isinstance(step, EstimatorStep):
+            yield from _check_trained_tasks(name, step, recipe, document)
+            yield from check_estimator(name, step, recipe, document)
+            continue
         if isinstance(step, FuseStep):
             yield from _check_fuse(name, step, recipe, document)
             continue
@@ -85,7 +92,7 @@ def _check_task(name: str, task: Task, recipe: Recipe, document: Document) -> It
         yield MultituneError(
             f"The task '{name}' has no train source.", document.where(key), "Add train, or say held_out: true."
         )
-    if recipe.model.form == "encoder" and task.kind in ("generate", "choose"):
+    if recipe.model is not None and recipe.model.form == "encoder" and task.kind in ("generate", "choose"):
         yield MultituneError(
             f"An encoder has one head per task and cannot answer tasks of kind {task.kind}.",
             document.where((*key, "kind")),
@@ -139,6 +146,7 @@ def _check_model_of(
     models = made_models(recipe)
     if isinstance(step, ScoreStep):
         models += [other for other, made in recipe.steps.items() if isinstance(made, FuseStep)]
+        models += made_estimators(recipe)
     if step.model not in models:
         yield MultituneError(
             f"There is no model '{step.model}'.{nearest(step.model, models)}",
@@ -183,15 +191,22 @@ def _check_fuse(name: str, step: FuseStep, recipe: Recipe, document: Document) -
         yield MultituneError(error.what, document.where((*key, error.where.partition(":")[0])), error.mend)
 
 
-def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
-    key: KeyPath = ("steps", name)
-    known = recipe.training_tasks
+def _check_trained_tasks(
+    name: str, step: TrainStep | EstimatorStep, recipe: Recipe, document: Document
+) -> Iterator[MultituneError]:
+    key, known = ("steps", name), recipe.training_tasks
     if not known:
         yield MultituneError(
             "All tasks are held out; there is nothing to train on.", document.where(key), "Give one a train source."
         )
     named = step.tasks if isinstance(step.tasks, tuple) else known
     yield from _check_task_names(named, known, recipe, document, (*key, "tasks"))
+
+
+def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    key: KeyPath = ("steps", name)
+    yield from _check_trained_tasks(name, step, recipe, document)
+    named = step.tasks if isinstance(step.tasks, tuple) else recipe.training_tasks
     focal = step.training.focal
     weighed: list[tuple[str, ...]] = [("task_weights", task) for task in step.training.task_weights]
     weighed += [("focal", "alpha", task) for task in (focal.alpha if focal else ())]
@@ -284,7 +299,12 @@ def _check_validation(
 
 
 def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: KeyPath) -> Iterator[MultituneError]:
-    if recipe.model.quantize is not None and step.model == BASE and step.adapt.method in WITHOUT_ADAPTER:
+    if (
+        recipe.model is not None
+        and recipe.model.quantize is not None
+        and step.model == BASE
+        and step.adapt.method in WITHOUT_ADAPTER
+    ):
         yield MultituneError(
             "Quantised weights cannot train.",
             document.where(key),

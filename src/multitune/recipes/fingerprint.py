@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multitune.models.config import ModelConfig
-from multitune.recipes.graph import FuseNode, MergeNode, ScoreNode, TrainNode
+from multitune.recipes.graph import EstimatorNode, FuseNode, MergeNode, ScoreNode, TrainNode
 from multitune.recipes.schema import BASE, Recipe
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
@@ -18,6 +18,7 @@ TRAIN_VERSION = 3
 SCORE_VERSION = 3
 FUSE_VERSION = 1
 MERGE_VERSION = 1
+ESTIMATOR_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
 _ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
@@ -45,6 +46,24 @@ def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
             "cut": [_fractions(task) for task in tasks],
             "seed": recipe.seed,
             "model": model,
+        }
+    )
+
+
+def estimator_fingerprint(node: EstimatorNode, recipe: Recipe) -> str:
+    """Digest an estimator node: its settings, its tasks' training rows, and validation rows that it stops early by."""
+    tasks = [recipe.tasks[name] for name in node.tasks]
+    watched = {"validation": [_rows(task, "validation", recipe.folder) for task in tasks]}
+    return digest(
+        {
+            **(watched if node.step.estimator_options.get("early_stopping") is True else {}),
+            "version": ESTIMATOR_VERSION,
+            "step": node.step.model_dump(mode="json", exclude={"tasks"}),
+            "tasks": [task.model_dump(mode="json", exclude={*_ONLY_SCORED, "train"}) for task in tasks],
+            "others": sorted({target for task in recipe.tasks.values() for target in task.target}),
+            "rows": [_rows(task, "train", recipe.folder) for task in tasks],
+            "cut": [_fractions(task) for task in tasks],
+            "seed": recipe.seed,
         }
     )
 
@@ -113,12 +132,17 @@ def merge_fingerprint(node: MergeNode, recipe: Recipe, tasks: Sequence[Task], mo
 def _has_random_heads(recipe: Recipe) -> bool:
     from multitune.models.pretrained import model_form
 
-    return model_form(recipe.model) == "encoder"
+    return recipe.model is not None and model_form(recipe.base) == "encoder"
 
 
 def model_fingerprint(recipe: Recipe) -> str:
     """Digest the recipe's own model."""
-    return location_fingerprint(recipe.model)
+    return location_fingerprint(recipe.base)
+
+
+def baseline_fingerprint(recipe: Recipe) -> str:
+    """Digest what a recipe without a model is held against: the answers of its tasks' training rows."""
+    return digest({name: _rows(task, "train", recipe.folder) for name, task in recipe.tasks.items()})
 
 
 def location_fingerprint(model: ModelConfig) -> str:

@@ -65,7 +65,7 @@ def _origin(name: str, recipe: Recipe) -> ModelConfig:
         return _origin(step.model, recipe)
     if isinstance(step, MergeStep):
         return _origin(step.base or step.sources[0], recipe)
-    return recipe.model if name == BASE else ModelConfig(name=name)
+    return recipe.base if name == BASE else ModelConfig(name=name)
 
 
 def _shares_base(expert: str, small: str, recipe: Recipe) -> bool:

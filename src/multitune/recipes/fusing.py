@@ -51,7 +51,7 @@ def write_fusion_file(
         saved = models.get(name)
         if saved is not None:
             return ModelConfig(name=os.path.relpath(saved.resolve(), folder.resolve()))
-        return recipe.model if name == BASE else ModelConfig(name=name)
+        return recipe.base if name == BASE else ModelConfig(name=name)
 
     step = node.step
     assert step.small is not None  # checked with the recipe

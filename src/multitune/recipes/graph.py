@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multitune.errors import MultituneError
-from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, ScoreStep, Step, TrainStep
+from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, ScoreStep, Step, TrainStep
 from multitune.scoring.score import ScoreConfig
 from multitune.weights.config import MergedModel
 
@@ -28,6 +28,20 @@ class TrainNode:
     def reads(self) -> tuple[str, ...]:
         """The models that it reads: base or nodes."""
         return (self.model,)
+
+
+@dataclass(frozen=True)
+class EstimatorNode:
+    """Fits a tabular estimator to the rows of ``tasks`` and leaves a model of its own name."""
+
+    name: str
+    step: EstimatorStep
+    tasks: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """No model: it starts from nothing."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ class MergeNode:
     reads: tuple[str, ...]
 
 
-Node = TrainNode | ScoreNode | FuseNode | MergeNode
+Node = TrainNode | EstimatorNode | ScoreNode | FuseNode | MergeNode
 
 
 def build(recipe: Recipe) -> list[Node]:
@@ -92,6 +106,12 @@ def build(recipe: Recipe) -> list[Node]:
             tasks = tuple(recipe.tasks) if step.tasks == "all" else step.tasks
             config = ScoreConfig(**step.model_dump(exclude={"do", "model", "tasks"}))
             nodes.append(ScoreNode(name, step.model, tasks, config))
+            continue
+        if isinstance(step, EstimatorStep):
+            for fitted in estimator_nodes(name, step, recipe):
+                nodes.append(fitted)
+                if recipe.score:
+                    nodes.append(ScoreNode(f"{fitted.name}@score", fitted.name, _asked(fitted, recipe), recipe.score))
             continue
         if isinstance(step, FuseStep):
             step = with_all_experts(step, recipe)
@@ -139,6 +159,8 @@ def refuse_rows_longer_than(positions: int | None, node: TrainNode) -> None:
 
 def sources(step: Step) -> tuple[str, ...]:
     """Return the models that a step reads, as the recipe names them."""
+    if isinstance(step, EstimatorStep):
+        return ()
     return step.sources if isinstance(step, FuseStep | MergeStep) else (step.model,)
 
 
@@ -167,6 +189,19 @@ def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list
         return [TrainNode(f"{name}.{task}", step, step.model, (task,), round) for task in recipe.training_tasks]
     tasks = recipe.training_tasks if step.tasks == "all" else step.tasks
     return [TrainNode(name, step, step.model, tasks, round)]
+
+
+def estimator_nodes(name: str, step: EstimatorStep, recipe: Recipe) -> list[EstimatorNode]:
+    """Return the nodes of a step with an estimator: one, or one per training task."""
+    if step.tasks == "each":
+        return [EstimatorNode(f"{name}.{task}", step, (task,)) for task in recipe.training_tasks]
+    return [EstimatorNode(name, step, recipe.training_tasks if step.tasks == "all" else step.tasks)]
+
+
+def _asked(node: EstimatorNode, recipe: Recipe) -> tuple[str, ...]:
+    """Return the tasks that an estimator is scored on: its own, and held-out ones where all tasks share one answer."""
+    shares = node.step.estimator == "rmtgb" and node.step.tasks != "each"
+    return node.tasks + tuple(name for name, task in recipe.tasks.items() if task.held_out and shares)
 
 
 def _order(reads: Mapping[str, tuple[str, ...]]) -> list[str]:

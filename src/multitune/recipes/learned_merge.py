@@ -71,7 +71,7 @@ def merge_by_rows(
         start = Path(temporary) / "model"
         bare = tuple(MergedModel(model=each.model) for each in config.models)
         nothing = {"method": "task_arithmetic", "models": bare, "parameters": {"weight": 0.0}, "dtype": None}
-        report = merge_with_heads(config.model_copy(update=nothing), start, recipe.model, recipe.tasks)
+        report = merge_with_heads(config.model_copy(update=nothing), start, recipe.base, recipe.tasks)
         backbone = load_saved(start)
         rows = _rows(backbone, tasks, settings, recipe, config.seed)
         if isinstance(settings, AtlasSettings | AdaMergingSettings):

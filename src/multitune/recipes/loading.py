@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from multitune.errors import MultituneError, MultituneErrors
 from multitune.recipes.checks import cross_checks
-from multitune.recipes.reading import Document, assign, override, read_yaml
+from multitune.recipes.reading import Document, assign, data_folder, override, read_yaml
 from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, Step
 from multitune.recipes.second_look import every_mistake
 from multitune.recipes.sweep import Axis, Sweep, Value, Variant, points, read_axes, refuse_too_many
@@ -88,7 +88,9 @@ def _checked(document: Document, overrides: Sequence[str], assignments: Mapping[
         raise MultituneErrors(every_mistake(error, document)) from None
     if errors := list(cross_checks(recipe, document)):
         raise MultituneErrors(errors)
-    if (folder / recipe.model.name).is_dir():  # like every path of a recipe, a model's is relative to its folder
+    if (
+        recipe.model is not None and (folder / recipe.model.name).is_dir()
+    ):  # like every path of a recipe, a model's is relative to its folder
         beside = recipe.model.model_copy(update={"name": str(folder / recipe.model.name)})
         recipe = recipe.model_copy(update={"model": beside})
     return recipe.model_copy(
@@ -109,25 +111,6 @@ def _beside(step: Step, recipe: Recipe, folder: Path) -> Step:
         return step
     found = {"model": absolute(step.model), "experts": tuple(map(absolute, step.experts))}
     return step.model_copy(update=found | ({"small": absolute(step.small)} if step.small is not None else {}))
-
-
-def data_folder(document: Document) -> Path:
-    """Return the absolute folder that the paths of a document's tasks start from.
-
-    Raises:
-        MultituneError: its data_folder does not exist.
-    """
-    folder = document.path.resolve().parent
-    written = document.data.get("data_folder")
-    if not isinstance(written, str):  # absent, or a mistake that the schema tells
-        return folder
-    if not (found := (folder / Path(written).expanduser()).resolve()).is_dir():
-        raise MultituneError(
-            f"The data folder '{written}' does not exist.",
-            document.where(("data_folder",)),
-            "Correct the path, or set another one for this run: --set data_folder=/my/data.",
-        )
-    return found
 
 
 def _assign_all(document: Document, assignments: Mapping[str, Value]) -> None:

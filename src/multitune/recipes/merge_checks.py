@@ -10,11 +10,11 @@ from multitune.adaptation.methods import WITHOUT_ADAPTER
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.models.config import ModelConfig
 from multitune.models.location import PACKAGE_PREFIX, resolve
-from multitune.recipes.graph import with_all_models
+from multitune.recipes.graph import estimator_nodes, with_all_models
 from multitune.recipes.merge_learning import about_tasks, check_learning, looks_at_rows
 from multitune.recipes.merge_search import candidates, searched_tasks
 from multitune.recipes.reading import Document, KeyPath
-from multitune.recipes.schema import BASE, FuseStep, MergeStep, Recipe, TrainStep
+from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, TrainStep
 from multitune.weights.config import MergeConfig
 from multitune.weights.parameters import check
 
@@ -70,6 +70,16 @@ def made_models(recipe: Recipe) -> list[str]:
         elif isinstance(step, MergeStep):
             models.append(name)
     return models
+
+
+def made_estimators(recipe: Recipe) -> list[str]:
+    """Return the names of what the steps with an estimator leave."""
+    return [
+        node.name
+        for name, step in recipe.steps.items()
+        if isinstance(step, EstimatorStep)
+        for node in estimator_nodes(name, step, recipe)
+    ]
 
 
 def outside_model(name: str, document: Document) -> ModelConfig:

@@ -41,7 +41,7 @@ def _plan(node: MergeNode, recipe: Recipe) -> MergeNodePlan | None:
     from multitune.weights.checkpoints import BYTES, Checkpoint
     from multitune.weights.planning import forecast_seconds
 
-    location = Path(resolve(recipe.model))
+    location = Path(resolve(recipe.base))
     if not location.is_dir():
         return None
     base = Checkpoint.open(location)

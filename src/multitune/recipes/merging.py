@@ -62,7 +62,7 @@ def merge_models(
         measured, told = merge_by_rows(config, named, tasks, recipe, place / "model")
         write_whole(place / LEARNED_FILE, json.dumps(told, indent=1) + "\n")
         return facts | measured
-    report = merge_with_heads(config, place / "model", recipe.model, recipe.tasks)
+    report = merge_with_heads(config, place / "model", recipe.base, recipe.tasks)
     return facts | {
         "seconds": round(report.seconds, 2),
         "tensors": report.tensors,
@@ -79,7 +79,7 @@ def located(step: MergeStep, recipe: Recipe, models: Mapping[str, Path | None]) 
         saved = models.get(name)
         if saved is not None:
             return str(saved)
-        return str(local_folder(recipe.model if name == BASE else ModelConfig(name=name)))
+        return str(local_folder(recipe.base if name == BASE else ModelConfig(name=name)))
 
     return renamed(MergeConfig(**step.model_dump(include=set(MergeConfig.model_fields))), folder_of)
 

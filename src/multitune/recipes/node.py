@@ -7,24 +7,38 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitune.errors import MultituneError
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.recipes import fingerprint
-from multitune.recipes.cards import merge_card, model_card
+from multitune.recipes.cards import estimator_card, merge_card, model_card
 from multitune.recipes.fusing import is_fused, load_fused, score_fused, write_fusion_file
-from multitune.recipes.graph import FuseNode, MergeNode, Node, ScoreNode, TrainNode, refuse_rows_longer_than
+from multitune.recipes.graph import (
+    EstimatorNode,
+    FuseNode,
+    MergeNode,
+    Node,
+    ScoreNode,
+    TrainNode,
+    refuse_rows_longer_than,
+)
 from multitune.recipes.merge_search import searched_tasks
 from multitune.recipes.run_folder import disk_error, read_finished, remove, write_whole
 from multitune.recipes.schema import BASE, Recipe
+from multitune.recipes.tables import fit_baseline, fit_node, save_node, score_tables, that_it_answers
+from multitune.tabular.task_model import is_table_model, load_table_model
+from multitune.tabular.task_table import as_table_task
 from multitune.tasks.task import Split, Task
 from multitune.training.processes import first_of_machine_first, gather, is_main, rank, world_size
 
 if TYPE_CHECKING:
     from multitune.mixing.tokens import TokenTable
     from multitune.models.loading import Backbone
+    from multitune.recipes.tables import Baseline
+    from multitune.tabular.task_model import TableModel
 
 logger = logging.getLogger("multitune.recipes")
 
@@ -54,7 +68,8 @@ class Opened:
             task = self.recipe.tasks[name]
             written = task.model_dump_json()
             if written not in self.resolved:
-                self.resolved[written] = resolve(task, self.recipe.folder)
+                asked = task if self.recipe.model is not None else as_table_task(task)
+                self.resolved[written] = resolve(asked, self.recipe.folder)
             found.append(self.resolved[written])
         return found
 
@@ -70,7 +85,7 @@ def is_finished(node: Node, place: Path, inputs: str) -> bool:
     if isinstance(node, ScoreNode):
         return read_finished(place / "scores.json", inputs) is not None
     stands = read_finished(place / "artifact.json", inputs) is not None
-    return stands and (is_fused(place / "model") or _is_whole(place / "model"))
+    return stands and any(holds(place / "model") for holds in (is_fused, is_table_model, _is_whole))
 
 
 def prepare(node: Node, place: Path, inputs: str) -> None:
@@ -118,6 +133,10 @@ def do(
         if is_main():
             facts = _merge(node, opened, place, models)
             write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
+    elif isinstance(node, EstimatorNode):
+        facts = _fit(node, opened, place)
+        if is_main():
+            write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
     elif isinstance(node, TrainNode):
         facts = _train(node, opened, place, models[node.model])
         if is_main():
@@ -141,6 +160,21 @@ def _merge(node: MergeNode, opened: Opened, place: Path, models: Mapping[str, Pa
     except OSError as error:
         raise disk_error(error, place) from error
     write_whole(place / "model" / "README.md", merge_card(opened.recipe, node, place / "model", facts, []))
+    return facts
+
+
+# -- fit ---------------------------------------------------------------------------------------------------------------
+
+
+def _fit(node: EstimatorNode, opened: Opened, place: Path) -> dict[str, Any]:
+    """Fit an estimator in every process, as its network may be spread over them; the main one writes it."""
+    model, facts = fit_node(node, opened.recipe, opened.tasks(node.tasks))
+    if is_main():
+        try:
+            save_node(model, place / "model")
+        except OSError as error:
+            raise disk_error(error, place) from error
+        write_whole(place / "model" / "README.md", estimator_card(opened.recipe, node, facts, []))
     return facts
 
 
@@ -210,7 +244,7 @@ def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone
 
     if model is not None and is_fused(model):
         return load_fused(model)
-    return load_backbone(recipe.model, tasks, seed=recipe.seed) if model is None else load_saved(model)
+    return load_backbone(recipe.base, tasks, seed=recipe.seed) if model is None else load_saved(model)
 
 
 def _to_train(node: TrainNode, recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
@@ -308,14 +342,21 @@ def _score(
     if not names:
         return []
     tasks = opened.tasks(names)
-    backbone = _backbone(recipe, model, tasks)
-    if backbone.form == "encoder":
-        tasks = with_heads(backbone, tasks)
+    table = _table(opened, model)
+    if table is not None:
+        tasks = that_it_answers(table, tasks)
+        score = partial(score_tables, table)
+    else:
+        backbone = _backbone(recipe, model, tasks)
+        if backbone.form == "encoder":
+            tasks = with_heads(backbone, tasks)
+        fused = model is not None and is_fused(model)
+        score_as = score_fused(place / "coefficients") if fused else score_tasks
+        score = partial(score_as, backbone, progress=progress)
     logger.info("scoring %s on %d tasks", node.model, len(tasks))
     # The intervals have a seed of their own: training seeds share the scores of a base that none of them changes.
     own = tasks[rank() :: world_size()]  # every process scores some of the tasks
-    score = score_fused(place / "coefficients") if model is not None and is_fused(model) else score_tasks
-    scored = score(backbone, own, recipe.folder, node.config, seed=INTERVALS_SEED, progress=progress)
+    scored = score(own, recipe.folder, node.config, seed=INTERVALS_SEED)
     by_task = {score.task: score for part in gather(scored) for score in part}
     if not is_main():
         return []
@@ -326,6 +367,14 @@ def _score(
     except OSError as error:
         raise disk_error(error, place / "predictions") from error
     return measures(scores)
+
+
+def _table(opened: Opened, model: Path | None) -> TableModel | Baseline | None:
+    """Return the estimator that is scored, the baseline where a recipe has no model of its own; None for models."""
+    if model is not None:
+        return load_table_model(model) if is_table_model(model) else None
+    recipe = opened.recipe
+    return None if recipe.model is not None else fit_baseline(opened.tasks(tuple(recipe.tasks)), recipe.folder)
 
 
 def scored_splits(node: ScoreNode, recipe: Recipe) -> dict[str, Split | None]:

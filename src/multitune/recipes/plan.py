@@ -18,6 +18,7 @@ from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.merge_plan import MergeNodePlan, plan_merges
 from multitune.recipes.schema import BASE, Recipe
 from multitune.recipes.simulation import simulate
+from multitune.recipes.table_plan import TableNodePlan, plan_tables
 from multitune.tasks.overlap import overlap_warnings
 from multitune.tasks.task import Task
 
@@ -121,13 +122,14 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a recipe: train nodes, a sample with its loss mask per task, merges and fusions."""
+    """The plan of a recipe: train nodes, a sample with its loss mask per task, merges, fusions and estimators."""
 
     recipe: str
     nodes: list[NodePlan]
     samples: dict[str, list[tuple[str, bool]]]
     merges: list[MergeNodePlan] = field(default_factory=list)
     fusions: list[FuseNodePlan] = field(default_factory=list)
+    tables: list[TableNodePlan] = field(default_factory=list)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -137,7 +139,7 @@ def plan(recipe: Recipe) -> Plan:
         MultituneError: rows that are refused, an empty task, a model that cannot be found.
     """
     trained = [(node.name, node, recipe) for node in build(recipe) if isinstance(node, TrainNode)]
-    return Plan(recipe.name, *plan_nodes(trained), plan_merges(recipe), plan_fusions(recipe))
+    return Plan(recipe.name, *plan_nodes(trained), plan_merges(recipe), plan_fusions(recipe), plan_tables(recipe))
 
 
 def plan_nodes(
@@ -158,9 +160,9 @@ def plan_nodes(
     leaked: dict[str, list[str]] = {}
     nodes = []
     for label, node, recipe in trained:
-        model = recipe.model.model_dump_json()
+        model = recipe.base.model_dump_json()
         if model not in models:
-            models[model] = model_facts(recipe.model), load_tokenizer(recipe.model)
+            models[model] = model_facts(recipe.base), load_tokenizer(recipe.base)
         facts, tokenizer = models[model]
         refuse_rows_longer_than(facts.max_positions, node)
         length = node.step.training.max_length
@@ -271,7 +273,7 @@ def _plan_node(
     encoded = tasks if facts.form == "encoder" else ()
     adaptation = for_tasks(node.step.adapt, [task.name for task in tasks])
     trainable = trainable_parameters(
-        facts, adaptation, encoded, seed=recipe.seed, round=rounds_of(recipe.model) + node.round
+        facts, adaptation, encoded, seed=recipe.seed, round=rounds_of(recipe.base) + node.round
     )
     positions = simulation.positions
     balancer = config.balancer if len(tasks) > 1 else None  # a task alone is not balanced
@@ -299,7 +301,7 @@ def _plan_node(
         )
     return NodePlan(
         name=node.name,
-        model=recipe.model.name if node.model == BASE else node.model,
+        model=recipe.base.name if node.model == BASE else node.model,
         method=node.step.adapt.method,
         steps=simulation.steps,
         form=facts.form,

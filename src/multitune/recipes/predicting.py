@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 from multitune.errors import MultituneError, nearest
 from multitune.recipes.run_folder import disk_error
 from multitune.recipes.scoring import backbone_of, tasks_of
+from multitune.tabular.task_model import is_table_model, load_table_model
 from multitune.tasks.bad_rows import BadRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from multitune.scoring.predict import Answer
-    from multitune.tasks.task import Task
+    from multitune.tasks.task import Example, Task
+
+TABLE_ROWS_AT_ONCE = 16384
+"""Rows that an estimator answers at once; memory grows with it."""
 
 logger = logging.getLogger("multitune.recipes")
 
@@ -48,21 +52,41 @@ def predict_files(
 
     found, folder = tasks_of(tasks) if tasks is not None else ([], Path())
     chosen = _chosen(found, task, str(tasks)) if found else None
-    if chosen is not None and not is_resolved(chosen):
+    if chosen is not None and not is_resolved(chosen) and not is_table_model(Path(model)):
         chosen = resolve(chosen, folder)
     for file in files:
         if not file.exists():
             raise MultituneError(f"There is no file '{file}'.", "predict", "Correct the path.")
-    backbone = backbone_of(model, [chosen] if chosen is not None else [], seed)
-    if chosen is None:
-        chosen = _chosen(list(backbone.tasks), task, model)
     bad_rows = BadRows()
     sources = [Source(path=str(file.resolve())) for file in files]
-    examples = chain.from_iterable(read_examples(source, Path(), bad_rows) for source in sources)
-    logger.info("asking %s as the task %s", model, chosen.name)
-    yield from predict(backbone, chosen, islice(examples, rows), bad_rows=bad_rows)
+    examples = islice(chain.from_iterable(read_examples(source, Path(), bad_rows) for source in sources), rows)
+    if is_table_model(Path(model)):
+        yield from predict_table(model, examples, chosen.name if chosen is not None else task)
+    else:
+        backbone = backbone_of(model, [chosen] if chosen is not None else [], seed)
+        if chosen is None:
+            chosen = _chosen(list(backbone.tasks), task, model)
+        logger.info("asking %s as the task %s", model, chosen.name)
+        yield from predict(backbone, chosen, examples, bad_rows=bad_rows)
     if bad_rows.count:
         logger.warning("%d rows were left out:%s", bad_rows.count, bad_rows.listing())
+
+
+def predict_table(model: str, examples: Iterator[Example], name: str | None) -> Iterator[Answer]:
+    """Yield an estimator's answers to rows, as one of the tasks that it has learned.
+
+    Raises:
+        MultituneError: it has learned no such task, or a row lacks a column.
+    """
+    from multitune.scoring.predict import Answer
+
+    table = load_table_model(Path(model))
+    task = _chosen(list(table.tasks), name, model)
+    logger.info("asking %s as the task %s", model, task.name)
+    while block := list(islice(examples, TABLE_ROWS_AT_ONCE)):
+        for example, answer in zip(block, table.answers(task, block), strict=True):
+            told = task.choice_texts[int(answer)] if task.kind == "label" else answer
+            yield Answer(example.where, example.fields, told)
 
 
 def _chosen(tasks: list[Task], name: str | None, where: str) -> Task:

@@ -248,3 +248,22 @@ def _assign(data: dict[str, Any], keys: KeyPath, value: Any, where: str) -> None
             place[key] = below
         place = below
     place[keys[-1]] = value
+
+
+def data_folder(document: Document) -> Path:
+    """Return the absolute folder that the paths of a document's tasks start from.
+
+    Raises:
+        MultituneError: its data_folder does not exist.
+    """
+    folder = document.path.resolve().parent
+    written = document.data.get("data_folder")
+    if not isinstance(written, str):  # absent, or a mistake that the schema tells
+        return folder
+    if not (found := (folder / Path(written).expanduser()).resolve()).is_dir():
+        raise MultituneError(
+            f"The data folder '{written}' does not exist.",
+            document.where(("data_folder",)),
+            "Correct the path, or set another one for this run: --set data_folder=/my/data.",
+        )
+    return found

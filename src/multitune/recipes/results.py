@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from multitune.recipes.cards import merge_card, model_card
-from multitune.recipes.graph import MergeNode, ScoreNode, TrainNode, build
+from multitune.recipes.cards import estimator_card, merge_card, model_card
+from multitune.recipes.graph import EstimatorNode, MergeNode, ScoreNode, TrainNode, build
 from multitune.recipes.merge_search import SEARCH_FILE
 from multitune.recipes.run_folder import RunFolder, write_whole
 from multitune.recipes.sweep import Variant
@@ -94,6 +94,8 @@ class Results:
         made = next(node for node in build(recipe) if node.name == work.node.model)
         if isinstance(made, MergeNode):
             card = merge_card(recipe, made, model, facts, self._measured[work.key])
+        elif isinstance(made, EstimatorNode):
+            card = estimator_card(recipe, made, facts, self._measured[work.key])
         else:
             assert isinstance(made, TrainNode)
             card = model_card(recipe, made, model, facts, self._measured[work.key])

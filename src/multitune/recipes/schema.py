@@ -42,6 +42,24 @@ class TrainStep(BaseModel):
     )
 
 
+class EstimatorStep(BaseModel):
+    """Fits a tabular estimator to the columns of its tasks' rows and leaves it; needs no language model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    do: Literal["train"] = "train"
+    estimator: Literal["rmtgb", "multitab"] = Field(
+        description="rmtgb: boosted trees, one answer over many tasks; multitab: a network, an answer for each"
+    )
+    estimator_options: dict[str, Any] = Field({}, description="arguments of the estimator's constructor")
+    tasks: Literal["all", "each"] | tuple[str, ...] = Field(
+        "all", description="all training tasks in one estimator, each in one of its own, or the named ones in one"
+    )
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="columns that are learned from; default: all that are no task's target"
+    )
+
+
 class ScoreStep(ScoreConfig):
     """Scores a model beside the scores that every model gets anyway: other splits, rows or templates."""
 
@@ -100,18 +118,26 @@ class MergeStep(MergeConfig):
 
 
 STEPS: dict[str, type[BaseModel]] = {"train": TrainStep, "score": ScoreStep, "fuse": FuseStep, "merge": MergeStep}
+BY_ESTIMATOR = "train by an estimator"
+"""The tag of train steps that name one; no key of a recipe."""
+
 LATER = ("select", "synthesize")
 """Steps that the design names and this version does not have."""
 
 
 def _kind_of_step(value: Any) -> str | None:
     """Return the tag of a step; without ``do`` it trains. None for what is no step at all."""
+    if isinstance(value, EstimatorStep) or (
+        isinstance(value, dict) and {"estimator", "estimator_options"} & set(value)
+    ):
+        return BY_ESTIMATOR
     do = value.get("do", "train") if isinstance(value, dict) else getattr(value, "do", None)
     return do if do in STEPS else None
 
 
 Step = Annotated[
     Annotated[TrainStep, Tag("train")]
+    | Annotated[EstimatorStep, Tag(BY_ESTIMATOR)]
     | Annotated[ScoreStep, Tag("score")]
     | Annotated[FuseStep, Tag("fuse")]
     | Annotated[MergeStep, Tag("merge")],
@@ -124,13 +150,13 @@ Step = Annotated[
 
 
 class Recipe(BaseModel):
-    """One run: a model, tasks, and the steps between them."""
+    """One run: a model, tasks, and the steps between them. Where all steps fit estimators, there may be no model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0)
-    model: ModelConfig
+    model: ModelConfig | None = None
     tasks: dict[str, Task] = Field(min_length=1, description="task by name, or the path of a suite file")
     score: ScoreConfig | Literal[False] = Field(
         ScoreConfig(), description="how the base and every model that a step leaves are scored; false: not at all"
@@ -152,6 +178,12 @@ class Recipe(BaseModel):
             }
             return {**value, "tasks": tasks}
         return value
+
+    @property
+    def base(self) -> ModelConfig:
+        """The model; only recipes of estimators alone have none, and nothing of theirs asks for it."""
+        assert self.model is not None
+        return self.model
 
     @property
     def training_tasks(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from multitune.errors import MultituneError, MultituneErrors, nearest
 from multitune.recipes.reading import Document, KeyPath
-from multitune.recipes.schema import LATER, STEPS, json_schema
+from multitune.recipes.schema import LATER, STEPS, TrainStep, json_schema
 
 
 def schema_errors(
@@ -47,6 +47,12 @@ def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any
     kind = detail["type"]
     if kind == "extra_forbidden":
         allowed = sorted(_properties(schema, key[:-1], document.data))
+        if "estimator_options" in allowed and name in TrainStep.model_fields and name not in allowed:
+            return MultituneError(
+                f"The key '{name}' is for language models and has no meaning for an estimator.",
+                where,
+                "Take it out; what the estimator is told stands in estimator_options.",
+            )
         mend = f"Use one of: {', '.join(allowed)}." if allowed else "Remove it."
         return MultituneError(f"There is no key '{name}' here.{nearest(name, allowed)}", where, mend)
     if kind == "missing":
@@ -71,7 +77,7 @@ def _translate(detail: dict[str, Any], document: Document, schema: dict[str, Any
         shown = "a list" if isinstance(received, list) else "keys and values"
     else:
         shown = json.dumps(received) if received is None or isinstance(received, bool) else repr(received)
-    options = _options(detail)
+    options = word_options(detail)
     closest_option = nearest(received, options) if isinstance(received, str) else ""
     return MultituneError(f"'{name}' cannot be {shown}.{closest_option}", where, _wanted(detail, options))
 
@@ -97,7 +103,8 @@ _WANTED = {
 """What is wanted, by pydantic's type of error or the first word of it."""
 
 
-def _options(detail: Mapping[str, Any]) -> list[str]:
+def word_options(detail: Mapping[str, Any]) -> list[str]:
+    """Return the words that a value may be, where it has to be one of some."""
     return re.findall(r"'([^']*)'", detail["ctx"]["expected"]) if detail["type"] == "literal_error" else []
 
 
@@ -149,6 +156,10 @@ def _properties(schema: dict[str, Any], key: KeyPath, data: Any) -> set[str]:
         places = [below for place in places for below in _below(_branches(place, schema), part)]
     branches = [b for place in places for b in _branches(place, schema) if "properties" in b]
     fitting = [b for b in branches if _fits_constants(b, data)]
+    if isinstance(data, Mapping) and (
+        chosen := [b for b in fitting if b.get("required") and set(b["required"]) <= set(data)]
+    ):
+        fitting = chosen  # a key that a branch cannot do without, such as estimator, says which one is meant
     return {name for branch in fitting or branches for name in branch["properties"]}
 
 

@@ -10,12 +10,14 @@ from pydantic import ValidationError
 
 from multitune.errors import MultituneError
 from multitune.recipes.fusing import is_fused, load_fused, score_fused
-from multitune.recipes.loading import data_folder
 from multitune.recipes.node import with_heads
-from multitune.recipes.reading import read_yaml
+from multitune.recipes.reading import data_folder, read_yaml
 from multitune.recipes.run_folder import disk_error
 from multitune.recipes.schema_errors import schema_errors
+from multitune.recipes.tables import score_tables, that_it_answers
 from multitune.scoring.score import ScoreConfig, TaskScore, scored_split
+from multitune.tabular.task_model import is_table_model, load_table_model
+from multitune.tabular.task_table import as_table_task
 from multitune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -51,12 +53,17 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
             raise disk_error(error, out) from error
     if not tasks:
         raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
-    resolved = [resolve(task, folder) for task in tasks]
-    backbone = backbone_of(model, resolved, seed)
-    if backbone.form == "encoder":
-        resolved = with_heads(backbone, resolved)
-    score = score_fused(out / "coefficients") if out is not None and is_fused(Path(model)) else score_tasks
-    scores = score(backbone, resolved, folder, config, seed=seed)
+    if is_table_model(Path(model)):
+        table = load_table_model(Path(model))
+        resolved = that_it_answers(table, [resolve(as_table_task(task), folder) for task in tasks])
+        scores = score_tables(table, resolved, folder, config, seed=seed)
+    else:
+        resolved = [resolve(task, folder) for task in tasks]
+        backbone = backbone_of(model, resolved, seed)
+        if backbone.form == "encoder":
+            resolved = with_heads(backbone, resolved)
+        score = score_fused(out / "coefficients") if out is not None and is_fused(Path(model)) else score_tasks
+        scores = score(backbone, resolved, folder, config, seed=seed)
     if out is not None:
         save_predictions(scores, out / "predictions")
         board = Scoreboard.load(out / "scoreboard.parquet")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from multitune.errors import MultituneError, closest
 from multitune.recipes.checks import cross_checks
-from multitune.recipes.reading import Document, KeyPath
+from multitune.recipes.reading import Document, KeyPath, data_folder
 from multitune.recipes.schema import STEPS, Recipe
-from multitune.recipes.schema_errors import allowed_keys, key_path, schema_errors
+from multitune.recipes.schema_errors import allowed_keys, key_path, schema_errors, word_options
 
 LOOKS = 4
 """Times that the rest of a recipe is looked at: a step whose kind was misspelt shows its own keys only then."""
@@ -37,7 +38,7 @@ def every_mistake(error: ValidationError, document: Document) -> list[MultituneE
             return found
         changed.update(places)
         try:
-            recipe = Recipe.model_validate({**rest.data, "folder": rest.path.resolve().parent})
+            recipe = Recipe.model_validate({**rest.data, "folder": _folder(rest)})
         except ValidationError as next_error:
             error = next_error
             above = {place[:length] for place in changed for length in range(len(place) + 1)}
@@ -48,12 +49,21 @@ def every_mistake(error: ValidationError, document: Document) -> list[MultituneE
     return found
 
 
+def _folder(document: Document) -> Path:
+    """Return where the tasks' paths start, the recipe's own folder where the one that it names does not exist."""
+    try:
+        return data_folder(document)
+    except MultituneError:
+        return document.path.resolve().parent
+
+
 def _put_aside(error: ValidationError, document: Document) -> Iterator[KeyPath]:
     """Rename or remove what is faulty, and yield where; nothing when a key is missing, which cannot be guessed."""
     details = error.errors()
     if any(detail["type"] == "missing" for detail in details):
         return
     keys = {key_path(detail["loc"], document.data): detail["type"] for detail in details}
+    words = {key_path(detail["loc"], document.data): word_options(detail) for detail in details}
     allowed = {key: allowed_keys(key[:-1], document.data) for key in keys}
     for key in sorted(keys, key=lambda key: [str(part).zfill(6) for part in key], reverse=True):
         if not key:
@@ -66,6 +76,10 @@ def _put_aside(error: ValidationError, document: Document) -> Iterator[KeyPath]:
                 continue
             holder[key[-1]]["do"] = kinds[0]
             yield (*key, "do")
+            continue
+        if isinstance(holder[key[-1]], str) and (options := closest(holder[key[-1]], words[key])):
+            holder[key[-1]] = options[0]
+            yield key
             continue
         value = holder.pop(key[-1])
         meant = closest(str(key[-1]), allowed[key]) if keys[key] == "extra_forbidden" else []

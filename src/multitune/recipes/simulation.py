@@ -56,7 +56,7 @@ def simulate(
     config = node.step.training
     rows = {s.task: s.rows for s in found}
     lengths = [s.lengths for s in found]
-    flash = "flash" in (recipe.model.attn_implementation or "")
+    flash = "flash" in (recipe.base.attn_implementation or "")
     route = known_route(facts.family, node.step.adapt.method, flash=flash)
     packs = packs_rows(facts.form, config.pack, route, facts.architecture)
     total = examples_drawn(node, rows, [float(length_R.mean()) for length_R in lengths], packs)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from multitune.recipes.graph import TrainNode
+from multitune.recipes.graph import EstimatorNode, TrainNode
 from multitune.recipes.node import Opened
 from multitune.recipes.plan import Plan, plan_nodes
 from multitune.recipes.sweep import Sweep
+from multitune.recipes.table_plan import plan_table_nodes
 from multitune.recipes.work import lay_out
 
 
@@ -47,7 +48,10 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
     trained = [(work.label, work.node, opened[work.variant].recipe) for work in works]
     only = [(label, node, recipe) for label, node, recipe in trained if isinstance(node, TrainNode)]
     first = tuple(work.label for work in works if 0 in work.variants and isinstance(work.node, TrainNode))
-    plan = Plan(sweep.name, *plan_nodes(only, opened[0].resolved))
+    tables = plan_table_nodes(
+        (label, node, recipe) for label, node, recipe in trained if isinstance(node, EstimatorNode)
+    )
+    plan = Plan(sweep.name, *plan_nodes(only, opened[0].resolved), tables=tables)
     return SweepPlan(
         variants=tuple(variant.name for variant in sweep.variants),
         nodes=nodes,

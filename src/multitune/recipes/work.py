@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multitune.recipes import fingerprint
-from multitune.recipes.graph import FuseNode, MergeNode, Node, ScoreNode, TrainNode, build
+from multitune.recipes.graph import EstimatorNode, FuseNode, MergeNode, Node, ScoreNode, TrainNode, build
 from multitune.recipes.merge_search import searched_tasks
 from multitune.recipes.node import Opened, scored_splits
 from multitune.recipes.run_folder import RunFolder
@@ -76,8 +76,11 @@ def lay_out(variants: Sequence[Variant], opened: Sequence[Opened], folder: Path,
     found: dict[str, _Node] = {}
     bases: dict[str, str] = {}
     for index, one in enumerate(opened):
-        written = one.recipe.model.model_dump_json()
-        if written not in bases:
+        model = one.recipe.model
+        written = model.model_dump_json() if model is not None else ""
+        if model is None:
+            bases[written] = fingerprint.baseline_fingerprint(one.recipe)
+        elif written not in bases:
             bases[written] = fingerprint.model_fingerprint(one.recipe)
         inputs = {BASE: bases[written]}
         keys: dict[str, str] = {}
@@ -128,6 +131,8 @@ def told_of(variants: Sequence[Variant], users: Sequence[int]) -> str:
 def _fingerprint(node: Node, opened: Opened, models: Mapping[str, str]) -> str:
     if isinstance(node, TrainNode):
         return fingerprint.train_fingerprint(node, opened.recipe, models[node.model])
+    if isinstance(node, EstimatorNode):
+        return fingerprint.estimator_fingerprint(node, opened.recipe)
     if isinstance(node, FuseNode):
         return fingerprint.fuse_fingerprint(node, models)
     if isinstance(node, MergeNode):

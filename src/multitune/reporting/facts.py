@@ -9,6 +9,8 @@ from typing import Any
 from multitune.recipes.cards import loading_code
 from multitune.reporting.run_folder import Run
 
+NO_MODEL = "none; before: the mean, or the most frequent class, of the training rows"
+
 # Facts of run.json that the header tells, in this order; everything else in it stands with the versions.
 HEADER_FACTS = ("machine", "command", "started", "seconds")
 
@@ -70,8 +72,8 @@ def overview(runs: Sequence[Run]) -> list[Fact]:
 
 
 def model_name(run: Run) -> str:
-    """Return the name of the model that the recipe adapts."""
-    model = run.recipe.get("model", "")
+    """Return the name of the model that the recipe adapts, and what stands in its place where it has none."""
+    model = run.recipe.get("model", NO_MODEL)
     return str(model.get("name", "")) if isinstance(model, Mapping) else str(model)
 
 
@@ -82,6 +84,7 @@ def _steps(run: Run) -> list[str]:
         adapt = step.get("adapt") if isinstance(step, Mapping) else None
         method = adapt.get("method") if isinstance(adapt, Mapping) else None
         action = step.get("do", "train") if isinstance(step, Mapping) else "train"
+        method = step.get("estimator", method) if isinstance(step, Mapping) else method
         told.append(f"{name} ({action}{', ' + str(method) if method else ''})")
     return told
 

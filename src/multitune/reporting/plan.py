@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from multitune.recipes.merge_plan import MergeNodePlan
     from multitune.recipes.plan import NodePlan, Plan, TaskInPlan
     from multitune.recipes.sweep_plan import SweepPlan
+    from multitune.recipes.table_plan import TableNodePlan
 
 SHOWN_TOKENS = 160
+SHOWN_COLUMNS = 12
 
 LEGEND = (
     "used: rows that will be seen at least once; repeats: how often each is seen; carry loss: share of the tokens that "
@@ -51,6 +53,12 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print()
         for line in _fusion_lines(fusion):
             console.print(line, highlight=False)
+    for table in plan.tables:
+        console.print()
+        for line in _table_lines(table):
+            console.print(line, highlight=False)
+    if not plan.nodes:
+        return
     console.print(f"\n[dim]{LEGEND}[/dim]", highlight=False)
     console.print("\n[bold]One example per task[/bold], [reverse]what carries loss[/reverse] marked", highlight=False)
     for task, tokens in plan.samples.items():
@@ -127,6 +135,22 @@ def _fusion_lines(fusion: FuseNodePlan) -> Iterator[str]:
     ratio = fusion.parameters / fusion.large_parameters
     yield f"  weights in memory     {fusion.bytes / 1e9:.2f} GB"
     yield f"  parameters per token  {short(fusion.parameters)}, {ratio:.2f} times those of the large model"
+
+
+def _table_lines(table: TableNodePlan) -> Iterator[str]:
+    from rich.markup import escape
+
+    groups = f", whose rows a column tells apart as {table.groups:,} tasks" if table.groups else ""
+    count = f"{len(table.tasks)} task{'s' * (len(table.tasks) > 1)}"
+    yield f"[bold]{escape(table.name)}[/bold]: {table.estimator} on {count} of the recipe{groups}"
+    for told, names in (("numbers", table.numeric), ("words", table.categorical)):
+        if names:
+            more = " ..." * (len(names) > SHOWN_COLUMNS)
+            yield f"  columns of {told:<11}{len(names)}: {escape(', '.join(names[:SHOWN_COLUMNS]))}{more}"
+    for task in table.tasks:
+        yield f"  {escape(task.task)}: {task.rows:,} rows, target {escape(task.target)}, {escape(task.answers)}"
+    for warning in table.warnings:
+        yield f"  [yellow]warning:[/yellow] {escape(warning)}"
 
 
 def _trainable(node: NodePlan) -> str:

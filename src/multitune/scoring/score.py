@@ -122,15 +122,20 @@ def save_predictions(scores: Iterable[TaskScore], folder: Path) -> list[Path]:
 def _score_task(
     backbone: Backbone, task: Task, folder: Path, config: ScoreConfig, seed: int, progress: Progress | None
 ) -> TaskScore:
-    split, rows = _read(task, folder, config)
+    split, rows = scored_rows(task, folder, config)
     report = None if progress is None else lambda done, total: progress(task.name, done, total)
     answers = answers_of(backbone, task, rows, config, report)
     if answers.unparsed:
         logger.warning("%s: %d of %d answers hold no number; they count as 0.", task.name, answers.unparsed, len(rows))
-    return _measure(task, split, rows, answers, seed)
+    return measure(task, split, rows, answers, seed)
 
 
-def _read(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, list[Prompted]]:
+def scored_rows(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, list[Prompted]]:
+    """Return the split that a task is scored on, and its rows.
+
+    Raises:
+        MultituneError: the task has neither the split nor a validation split, or no rows in it.
+    """
     from multitune.tasks.prompting import BadRows, prompted_examples
 
     split = scored_split(task, config.split)
@@ -293,7 +298,7 @@ def _write(
     return [text.strip() for text in texts]
 
 
-def _measure(task: Task, split: Split, rows: Sequence[Prompted], answers: Answers, seed: int) -> TaskScore:
+def measure(task: Task, split: Split, rows: Sequence[Prompted], answers: Answers, seed: int) -> TaskScore:
     """Return the metrics of a task's answers with their intervals, and one prediction per row."""
     from multitune.mixing.encoding import plain_prompt
     from multitune.scoring.intervals import interval_of_corpus_metric, interval_of_mean
