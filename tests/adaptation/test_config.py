@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from multitune.adaptation import METHODS, AdaptationConfig
-from multitune.adaptation.config import FIELDS_FILE, peft_fields
+from multitune.adaptation.config import FIELDS_FILE, default_options, peft_fields
 from multitune.adaptation.fields import as_text, installed_fields
-from multitune.adaptation.methods import NOT_OFFERED
+from multitune.adaptation.methods import NOT_OFFERED, WITHOUT_ADAPTER
+from multitune.adaptation.update_config import UPDATES
 
 
 def test_a_string_means_the_method_and_full_is_the_default() -> None:
@@ -38,6 +39,18 @@ def test_options_stand_flat_beside_the_method_and_override_its_defaults() -> Non
         ({"method": "half", "fracton": 0.5}, "'half' has no option 'fracton'. Did you mean 'fraction'?"),
         ({"method": "half", "fraction": 1.5}, "'fraction' of 'half' must be less than or equal to 1, not 1.5"),
         ({"method": "half", "granularity": "block"}, "'granularity' of 'half' must be 'category', 'layer' or 'model'"),
+        ({"method": "lora_plus", "rate_ratio": 0.5}, "'rate_ratio' of 'lora_plus' must be greater than or equal to 1"),
+        ({"method": "lora_plus", "rate_ration": 2}, "no option 'rate_ration'. Did you mean 'rate_ratio'?"),
+        ({"method": "lora_fa", "r": "two"}, "'r' of 'lora_fa' must be integer, not 'two'"),
+        ({"method": "child_tuning", "variant": "G"}, "'variant' of 'child_tuning' must be 'F' or 'D', not 'G'"),
+        ({"method": "child_tuning", "budget": 5}, "no size that a budget"),
+        ({"method": "fish", "keep": 0}, "'keep' of 'fish' must be greater than 0, not 0"),
+        ({"method": "fish", "keep": 5, "budget": 5}, "Both budget and keep"),
+        ({"method": "fish", "r": 5}, "'fish' has no option 'r'"),
+        (
+            {"method": "delta_lora", "delta_ratio": -1},
+            "'delta_ratio' of 'delta_lora' must be greater than or equal to 0",
+        ),
         ({"method": "trainable_tokens"}, "needs the option 'token_indices'"),
         ({"method": "xlora"}, "'xlora' is not offered: peft 0.21 writes"),
         ({"method": "poly"}, "'poly' is not offered: mhr with n_splits: 1"),
@@ -69,11 +82,11 @@ def test_the_fields_file_says_what_the_installed_peft_says() -> None:
 
 
 def test_every_method_of_peft_has_an_entry_and_its_defaults_are_options() -> None:
-    assert set(METHODS) == {"full", "half"} | set(peft_fields())
+    assert set(METHODS) == {*WITHOUT_ADAPTER, *UPDATES, *peft_fields()}
     assert set(NOT_OFFERED) <= set(METHODS)
     for name, method in METHODS.items():
         named = {*method.defaults, *method.follows, *([method.size] if method.size else [])}
-        assert named <= set(peft_fields().get(name, {})), name
+        assert named <= set(default_options(name)), name
 
 
 def test_checking_a_config_imports_neither_peft_nor_torch() -> None:
@@ -83,3 +96,11 @@ def test_checking_a_config_imports_neither_peft_nor_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_options_of_the_optimiser_are_no_options_of_peft() -> None:
+    config = AdaptationConfig(method="lora_plus", r=4, rate_ratio=8)
+    assert config.resolved == {"r": 4, "lora_alpha": 32, "target_modules": "all-linear"}
+    assert config.update == UPDATES["lora_plus"](rate_ratio=8)
+    assert AdaptationConfig(method="lora").update is None
+    assert default_options("lora_plus")["rate_ratio"] == 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,14 +22,26 @@ from transformers import (
 )
 
 from multitune.models.tuners import OURS, register_tuners
+from multitune.models.tuners.adapter_bias import AdapterBiasConfig
 from multitune.models.tuners.bitfit import BitFitConfig, BitFitModel
 from multitune.models.tuners.bottleneck import BottleneckConfig, BottleneckModel
+from multitune.models.tuners.compacter import CompacterConfig, kronecker_matrix
+from multitune.models.tuners.diff_fit import DiffFitConfig
 from tests.small_llama import small_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*_checkpointing.*` is deprecated:FutureWarning")  # peft 0.21 asks
 
 register_tuners()
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+
+
+CONFIGS = [
+    AdapterBiasConfig(task_type="CAUSAL_LM"),
+    BitFitConfig(task_type="CAUSAL_LM"),
+    BottleneckConfig(r=3, task_type="CAUSAL_LM"),
+    CompacterConfig(r=4, n=2, task_type="CAUSAL_LM"),
+    DiffFitConfig(task_type="CAUSAL_LM"),
+]
 
 
 def llama():
@@ -65,6 +78,11 @@ def shake(model) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
+
+
+def fresh(config):
+    """A copy without what peft writes into a config that it has used."""
+    return replace(config, target_modules=None, base_model_name_or_path=None)
 
 
 def count(model) -> int:
@@ -171,15 +189,117 @@ def test_bitfit_trains_the_biases_and_merges(build, options, numbers):
     torch.testing.assert_close(output_of(model.merge_and_unload()), moved, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("build", "numbers"),
+    [
+        (gpt2, 2 * (48 + 16 + 64 + 16) + 5 * 2 * 16 + 2 * 2),  # biases, norms, factors
+        (bert, 2 * (3 * 16 + 16 + 32 + 16) + 5 * 2 * 16 + 16 + 2 * 2),  # the pooler has a bias
+        (llama, 2 * (16 + 8 + 8 + 16) + 5 * 16 + 2 * 2),
+        (t5, (2 * 2 + 2 * 3 + 2) * 16 + 2 * 2 + 2 * 3),
+    ],
+)
+def test_diff_fit_trains_biases_norms_and_factors_and_merges(build, numbers):
+    base = output_of(build())
+    model = get_peft_model(build(), DiffFitConfig(task_type="FEATURE_EXTRACTION"))
+    assert count(model) == numbers
+    assert torch.equal(output_of(model.base_model.model), base)
+    shake(model)
+    moved = output_of(model.base_model.model)
+    assert not torch.allclose(moved, base, atol=1e-3)
+    model.merge_adapter()
+    torch.testing.assert_close(output_of(model.base_model.model), moved, atol=1e-5, rtol=0)
+    model.unmerge_adapter()
+    torch.testing.assert_close(output_of(model.base_model.model), moved, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output_of(model.merge_and_unload()), moved, atol=1e-5, rtol=0)
+
+
+def test_diff_fit_computes_its_equations():
+    model = get_peft_model(llama(), DiffFitConfig())
+    shake(model)
+    layer = model.base_model.model.model.layers[0]
+    hidden = torch.randn(2, 16, generator=torch.Generator().manual_seed(2))
+    out = layer.self_attn.o_proj
+    expected = out.diff_fit_factor["default"] * (out.base_layer(hidden) + out.diff_fit_bias["default"])
+    torch.testing.assert_close(out(hidden), expected)
+    norm = layer.input_layernorm
+    plain = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.base_layer.variance_epsilon)
+    torch.testing.assert_close(norm(hidden), plain * (norm.base_layer.weight + norm.diff_fit_gain["default"]))
+
+
+@pytest.mark.parametrize(("build", "layers"), [(llama, 2), (gpt2, 2), (bert, 2), (t5, 4)])
+def test_adapter_bias_shifts_every_feed_forward_by_its_equation(build, layers):
+    base = output_of(build())
+    model = get_peft_model(build(), AdapterBiasConfig(task_type="FEATURE_EXTRACTION"))
+    assert count(model) == layers * (16 + 16 + 1)
+    torch.testing.assert_close(output_of(model.base_model.model), base, atol=1e-6, rtol=0)
+    shake(model)
+    layer = next(module for module in model.modules() if hasattr(module, "adapter_bias_v"))
+    hidden = torch.randn(2, 3, 64 if build is gpt2 else 32, generator=torch.Generator().manual_seed(2))
+    plain = layer.base_layer(hidden)
+    v, w, b = (getattr(layer, f"adapter_bias_{name}")["default"] for name in "vwb")
+    torch.testing.assert_close(layer(hidden), plain + (plain * w).sum(-1, keepdim=True) * v + b * v)
+    with pytest.raises(NotImplementedError, match="without a bias"):
+        model.merge_and_unload()
+
+
+def test_a_kronecker_sum_is_the_sum_of_kronecker_products():
+    draw = torch.Generator().manual_seed(0)
+    shared, left, right = (torch.randn(*s, generator=draw) for s in ((2, 2, 2), (2, 3), (2, 4)))
+    expected = sum(torch.kron(shared[i], torch.outer(left[i], right[i])) for i in range(2))
+    torch.testing.assert_close(kronecker_matrix(shared, left, right), expected)
+
+
+def test_compacters_share_their_small_factors_over_all_layers():
+    base = output_of(llama())
+    model = get_peft_model(llama(), CompacterConfig(r=4, n=2, task_type="FEATURE_EXTRACTION"))
+    assert count(model) == 4 * 3 * (16 + 4) + 2**3
+    torch.testing.assert_close(output_of(model.base_model.model), base, atol=1e-6, rtol=0)
+    shake(model)
+    first, last = (m for m in model.modules() if hasattr(m, "compacter_bias") and m in _ends(model))
+    assert len(first.compacter_shared) == 1
+    assert len(last.compacter_shared) == 0
+    hidden = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    plain = last.base_layer(hidden)
+    shared = first.compacter_shared["default"]
+    down, up = (
+        sum(
+            torch.kron(shared[i], torch.outer(*(getattr(last, f"compacter_{side}_{f}")["default"][i] for f in FACTOR)))
+            for i in range(2)
+        )
+        for side in ("down", "up")
+    )
+    bias = last.compacter_bias["default"]
+    inner = torch.nn.functional.gelu(plain @ down + bias[:4])
+    torch.testing.assert_close(last(hidden), plain + inner @ up + bias[4:])
+    with pytest.raises(NotImplementedError, match="no equivalent"):
+        model.merge_and_unload()
+
+
+FACTOR = ("left", "right")
+
+
+def _ends(model):
+    layers = [m for m in model.modules() if hasattr(m, "compacter_bias")]
+    return layers[0], layers[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"r": 6}, "no multiple"), ({"activation": "sharp"}, "activation"), ({"n": 3}, "divide")]
+)
+def test_compacters_of_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(llama(), CompacterConfig(**{"r": 12, "n": 4, **options}))
+
+
 def test_bitfit_on_a_model_without_biases_says_what_can_be_done():
     with pytest.raises(ValueError, match="ln_tuning"):
         get_peft_model(small_llama(40), BitFitConfig())
 
 
-@pytest.mark.parametrize("config", [BottleneckConfig(r=3, task_type="CAUSAL_LM"), BitFitConfig(task_type="CAUSAL_LM")])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.peft_type.value.lower())
 def test_adapters_live_beside_one_another(config, tmp_path):
     llama().save_pretrained(tmp_path / "base")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), fresh(config))
     shake(model)
     first = output_of(model)
     model.save_pretrained(tmp_path / "first")
@@ -194,6 +314,11 @@ def test_adapters_live_beside_one_another(config, tmp_path):
     assert not torch.allclose(output_of(model), first, atol=1e-3)
     model.set_adapter("default")
     torch.testing.assert_close(output_of(model), first, atol=1e-6, rtol=0)
+    model.add_adapter("third", fresh(config))
+    model.set_adapter("third")
+    assert count(model) * 4 == stored - header
+    model.set_adapter("default")
+    model.delete_adapter("third")
     model.delete_adapter("second")
     assert torch.equal(output_of(model), first)
     beams = model.generate(input_ids=IDS, max_new_tokens=3, num_beams=2, do_sample=False)
@@ -211,10 +336,10 @@ def test_adapters_live_beside_one_another(config, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), first, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("config", [BottleneckConfig(r=3, task_type="CAUSAL_LM"), BitFitConfig(task_type="CAUSAL_LM")])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.peft_type.value.lower())
 def test_gradients_are_the_same_with_checkpointing(config):
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
-        model = get_peft_model(llama(), config)
+        model = get_peft_model(llama(), fresh(config))
         shake(model)
         model.train()
         if checkpointing:

@@ -23,6 +23,16 @@ def train_step(**settings):
             "steps.a.adapt",
         ),
         (
+            lambda r: r.update(model={"name": "tiny", "quantize": "4bit"}, steps={"a": {"adapt": "fish"}}),
+            "Quantised weights cannot train",
+            "steps.a.adapt",
+        ),
+        (
+            lambda r: r["steps"]["joint"].update(adapt="delta_lora"),
+            "Delta-LoRA moves the weights themselves",
+            "steps.joint.adapt",
+        ),
+        (
             lambda r: r["steps"]["joint"]["training"].update(balancer={"method": "gem", "earlier": ["sgin"]}),
             "'sgin' is not in this step. Did you mean 'sign'",
             "balancer.earlier",

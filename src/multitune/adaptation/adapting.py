@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multitune.adaptation.config import AdaptationConfig, peft_fields
+from multitune.adaptation.config import AdaptationConfig, peft_fields, placed_as
 from multitune.adaptation.half import MANIFEST_FILE, freeze, from_manifest, half_round, say
 from multitune.adaptation.methods import WITHOUT_ADAPTER
+from multitune.adaptation.updates import UpdateRule, kept_entries
 from multitune.errors import MultituneError
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ def adapt(
         _refuse_quantised(backbone, config)
     if config.method == "full":
         return backbone
+    update = config.update
+    if config.method in WITHOUT_ADAPTER and config.budget is not None:
+        update = sized_within(config, backbone.config).update
+    rule = UpdateRule(config.method, update, seed) if update is not None else None
+    if config.method in WITHOUT_ADAPTER and rule is not None:
+        return dataclasses.replace(backbone, update=rule)
     if config.half is not None:
         half = half_round(model, config.half, seed=seed, round=backbone.rounds + 1)
         if folder is not None:
@@ -78,8 +85,8 @@ def adapt(
     adapted = _place(base, backbone.form, config, steps, seed)
     if encoder:
         model.encoder = adapted
-        return backbone
-    return dataclasses.replace(backbone, model=adapted)
+        return dataclasses.replace(backbone, update=rule)
+    return dataclasses.replace(backbone, model=adapted, update=rule)
 
 
 def trainable_parameters(
@@ -108,9 +115,12 @@ def trainable_parameters(
         freeze_pooler(model)
     if config.half is not None:
         return heads + half_round(model, config.half, seed=seed, round=round).trainable
+    config = sized_within(config, facts.config)
+    if config.method in WITHOUT_ADAPTER and config.update is not None:
+        return heads + kept_entries(config.update, _trainable(model))
     if config.method != "full":
         try:
-            model = _place(model, form, sized_within(config, facts.config), steps=None, seed=0)
+            model = _place(model, form, config, steps=None, seed=0)
         except (NotImplementedError, RuntimeError):
             return None
     return heads + _trainable(model)
@@ -120,6 +130,10 @@ def sized_within(config: AdaptationConfig, base: ModelConfig) -> AdaptationConfi
     """Return the config at the size that its budget allows on a base; how many numbers train is counted on shapes."""
     from multitune.adaptation.budget import within_budget
     from multitune.models.pretrained import empty_model
+
+    if config.budget is not None and config.method in WITHOUT_ADAPTER:  # it is how many entries train
+        keep = config.budget if config.budget < 1 else int(config.budget)
+        return AdaptationConfig(method=config.method, **config.options, keep=keep)
 
     def trainable(sized: AdaptationConfig) -> int:
         model, form = empty_model(base)
@@ -265,6 +279,8 @@ def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, s
     for name, parameter in adapted.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's own count, which peft would train on the meta device
             parameter.requires_grad_(False)
+        if config.method == "lora_fa" and ".lora_A." in name:
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise MultituneError(
             f"The method '{config.method}' found nothing to train in {architecture}.",
@@ -281,8 +297,8 @@ def _peft_config(base: Any, form: Form, config: AdaptationConfig, steps: int | N
     from multitune.models.tuners import register_tuners
 
     register_tuners()
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config.method.upper())]
-    options = _defaults_from_model(base, form, config.method, steps) | config.resolved
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(placed_as(config.method).upper())]
+    options = _defaults_from_model(base, form, placed_as(config.method), steps) | config.resolved
     return config_class(task_type=TASK_TYPES[form], **_nested(config_class, options))
 
 

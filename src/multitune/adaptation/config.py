@@ -12,13 +12,17 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from multitune.adaptation.half_config import HalfConfig, half_problems
+from multitune.adaptation.half_config import HalfConfig
 from multitune.adaptation.methods import METHODS, NOT_OFFERED, REQUIRED, WITHOUT_ADAPTER
+from multitune.adaptation.update_config import UPDATES, UpdateConfig
 from multitune.errors import nearest
 
 FIELDS_FILE = "peft_fields.json"
+
+OWN_OPTIONS: dict[str, type[BaseModel]] = {"half": HalfConfig, **UPDATES}
+"""Methods with options that are not peft's, as models that know their ranges."""
 
 
 class AdaptationConfig(BaseModel):
@@ -43,8 +47,15 @@ class AdaptationConfig(BaseModel):
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The options with the method's defaults."""
-        return {**METHODS[self.method].defaults, **self.options}
+        """The options of peft's config, with the method's defaults."""
+        given = {name: value for name, value in self.options.items() if name not in own_fields(self.method)}
+        return {**METHODS[self.method].defaults, **given}
+
+    @property
+    def update(self) -> UpdateConfig | None:
+        """What a method that acts on the optimiser means with these options; None for others."""
+        given = {name: value for name, value in self.options.items() if name in own_fields(self.method)}
+        return UPDATES[self.method](**given) if self.method in UPDATES else None
 
     @property
     def half(self) -> HalfConfig | None:
@@ -69,7 +80,7 @@ class AdaptationConfig(BaseModel):
 
 def for_tasks(config: AdaptationConfig, names: Sequence[str]) -> AdaptationConfig:
     """Return the config with the names of the tasks, where its method routes by them; else as it is."""
-    if not METHODS[config.method].needs_task or "tasks" not in peft_fields()[config.method]:
+    if not METHODS[config.method].needs_task or "tasks" not in peft_fields()[placed_as(config.method)]:
         return config
     return AdaptationConfig(method=config.method, budget=config.budget, **{**config.options, "tasks": list(names)})
 
@@ -79,6 +90,26 @@ def peft_fields() -> dict[str, dict[str, Any]]:
     """Return method -> option -> {"types", "default", "choices"}, as `multitune.adaptation.fields` wrote it."""
     text = files("multitune.adaptation").joinpath(FIELDS_FILE).read_text(encoding="utf-8")
     return {method: entry["fields"] for method, entry in json.loads(text)["methods"].items()}
+
+
+def placed_as(method: str) -> str:
+    """Return the method of peft that places a method's modules: itself, or LoRA for its relatives."""
+    return METHODS[method].placed_as or method
+
+
+def own_fields(method: str) -> dict[str, Any]:
+    """Return the options of a method that are not peft's, with their defaults."""
+    if method not in OWN_OPTIONS:
+        return {}
+    return {name: field.default for name, field in OWN_OPTIONS[method].model_fields.items()}
+
+
+def default_options(method: str) -> dict[str, Any]:
+    """Return every option of a method with its default: peft's, ours where they differ, and what peft has not."""
+    fields = peft_fields().get(placed_as(method), {})
+    return {name: METHODS[method].defaults.get(name, field.get("default")) for name, field in fields.items()} | (
+        own_fields(method)
+    )
 
 
 def _method_problems(method: str) -> list[str]:
@@ -92,13 +123,14 @@ def _method_problems(method: str) -> list[str]:
 def _option_problems(method: str, options: Mapping[str, Any]) -> list[str]:
     if method == "full":
         return [f"Full fine-tuning has no option '{name}'." for name in options]
-    if method == "half":
-        return half_problems(options)
-    known = peft_fields()[method]
-    problems = []
+    own = own_fields(method)
+    known = peft_fields().get(placed_as(method), {})
+    problems = _own_problems(method, {name: value for name, value in options.items() if name in own})
     for name, value in options.items():
+        if name in own:
+            continue
         if name not in known:
-            problems.append(f"The method '{method}' has no option '{name}'.{nearest(name, known)}")
+            problems.append(f"The method '{method}' has no option '{name}'.{nearest(name, (*known, *own))}")
         elif not _fits(value, known[name]["types"]):
             expected = " or ".join(known[name]["types"])
             problems.append(f"The option '{name}' of '{method}' must be {expected}, not {value!r}.")
@@ -111,12 +143,28 @@ def _option_problems(method: str, options: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _own_problems(method: str, options: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with options that are not peft's, in sentences."""
+    if method not in OWN_OPTIONS:
+        return []
+    try:
+        OWN_OPTIONS[method](**options)
+    except ValidationError as error:
+        return [_sentence(method, problem) for problem in error.errors()]
+    return []
+
+
+def _sentence(method: str, problem: Any) -> str:
+    wanted = problem["msg"].removeprefix("Input should be ")
+    return f"The option '{problem['loc'][0]}' of '{method}' must be {wanted}, not {problem['input']!r}."
+
+
 def _budget_problems(method: str, options: Mapping[str, Any], budget: float | None) -> list[str]:
     if budget is None:
         return []
-    if method in WITHOUT_ADAPTER:
-        return [f"The method '{method}' has no size that a budget could set."]
     size = METHODS[method].size
+    if method in WITHOUT_ADAPTER and size is None:
+        return [f"The method '{method}' has no size that a budget could set."]
     if size in options:
         return [f"Both budget and {size} say how large the adapter is; leave one out."]
     return []

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from multitune.errors import nearest
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class HalfConfig(BaseModel):
@@ -28,20 +25,3 @@ class HalfConfig(BaseModel):
     granularity: Literal["category", "layer", "model"] = "category"
     balance: Literal["count", "params"] = "count"
     resample: Literal["run", "epoch"] = "run"
-
-
-def half_problems(options: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with options, in sentences; [] where they make a HalfConfig."""
-    try:
-        HalfConfig(**options)
-    except ValidationError as error:
-        return [_sentence(problem) for problem in error.errors()]
-    return []
-
-
-def _sentence(problem: Any) -> str:
-    name = problem["loc"][0]
-    if problem["type"] == "extra_forbidden":
-        return f"The method 'half' has no option '{name}'.{nearest(name, HalfConfig.model_fields)}"
-    wanted = problem["msg"].removeprefix("Input should be ")
-    return f"The option '{name}' of 'half' must be {wanted}, not {problem['input']!r}."

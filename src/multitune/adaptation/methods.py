@@ -37,6 +37,7 @@ class Method:
         needs_task: whether a forward needs the tasks of its rows.
         quantised: whether it can stand on a base in 4 or 8 bits.
         modalities: what the adapted models may read; "any" where the method only sees linear layers or norms.
+        placed_as: the method of peft that places its modules, where it is another one under another optimiser.
     """
 
     family: Family
@@ -53,6 +54,7 @@ class Method:
     needs_task: bool = False
     quantised: bool = False
     modalities: tuple[str, ...] = ("any",)
+    placed_as: str | None = None
 
 
 def _linear(rule: str, trains: str, source: str, **known: Any) -> Method:
@@ -65,6 +67,13 @@ def _prompt(rule: str, trains: str, source: str, **known: Any) -> Method:
     """A method that learns inputs; 20 of them, from which gains level off (arXiv:2104.08691, section 3.2)."""
     known = {"defaults": {"num_virtual_tokens": 20}, "size": "num_virtual_tokens", "identity": False, **known}
     return Method("prompt", rule, trains, source, merges=False, modalities=("text",), quantised=True, **known)
+
+
+def _lora(rule: str, trains: str, source: str, **known: Any) -> Method:
+    """LoRA with an optimiser of its own."""
+    # rank 16 with alpha = 2 r: what LLaMA-Factory, Axolotl and TRL examples use; QLoRA found the rank to matter little
+    defaults = {"r": 16, "lora_alpha": 32}
+    return _linear(rule, trains, source, defaults=defaults, size="r", follows={"lora_alpha": 2}, **known)
 
 
 RANK = "r (d_in + d_out) per matrix"
@@ -80,6 +89,14 @@ METHODS: dict[str, Method] = {
     "beft": Method(
         "selective", "a bias on the value projections", "d_out per matrix", "2509.15974", merges=False
     ),  # no layer takes a bias that it has not got
+    "child_tuning": Method(
+        "selective", "a part of the entries of every weight, drawn at each step (F) or of most Fisher information (D)",
+        "all of them (F), reserve x all (D)", "2109.05687",
+    ),
+    "fish": Method(
+        "selective", "the entries of the weights with the largest Fisher information", "keep", "2111.09839",
+        size="keep",
+    ),
     "ln_tuning": Method("selective", "gains and biases of the norms", "the norms' sizes", "2312.11420"),
     "shira": Method(
         "selective", "W0 + a sparse change at fixed places", RANK, "2406.13175",
@@ -92,6 +109,10 @@ METHODS: dict[str, Method] = {
     "trainable_tokens": Method(
         "selective", "rows of the embedding", "width per token", "https://huggingface.co/docs/peft",
         modalities=("text",),
+    ),
+    "adapter_bias": Method(
+        "additive", "h + v (w . h + b) behind every feed-forward: one vector, scaled by each token",
+        "2 d + 1 per layer", "2205.00305", merges=False,
     ),
     "adaption_prompt": Method(
         "additive", "prompts in the upper layers' attention, behind a gate that starts at zero",
@@ -109,6 +130,14 @@ METHODS: dict[str, Method] = {
     "shadow": Method(
         "additive", "a small network beside the base, which corrects the input of every layer",
         "the small network, and r x width twice per layer", "2604.19254", merges=False, modalities=("text",),
+    ),
+    "compacter": Method(
+        "hybrid", "bottlenecks behind attention and feed-forward, out of Kronecker products that layers share",
+        "3 (d + r) per place + n³", "2106.04647", size="r", smallest=4, multiple=4, merges=False,
+    ),
+    "diff_fit": Method(
+        "hybrid", "biases and norms, and a factor for what every sublayer adds",
+        "the biases' and norms' sizes + 2 per layer", "2304.06648",
     ),
     "cartridge": _prompt(
         "keys and values of every layer, learned themselves", "2 (tokens - 1) x layers x width of keys", "2506.06266",
@@ -155,6 +184,9 @@ METHODS: dict[str, Method] = {
         "W0 + blocks of circulant matrices", "d_in d_out / block_size per matrix", "2407.19342", identity=False
     ),
     "deft": _linear("(1 - P relu(P)') W0 + P R", RANK, "https://huggingface.co/docs/peft", size="r"),
+    "delta_lora": _lora(
+        "LoRA, and W0 moves by a multiple of what B A has moved", RANK, "2309.02411", placed_as="lora"
+    ),
     "delora": _linear(
         "W0 + a bounded factor of normalised rank-one matrices", "r (d_in + d_out) + 1 per matrix", "2503.18225",
         size="r",
@@ -182,11 +214,12 @@ METHODS: dict[str, Method] = {
     ),
     "loha": _linear("W0 + (B1 A1) * (B2 A2), elementwise", "2 r (d_in + d_out) per matrix", "2108.06098", size="r"),
     "lokr": _linear("W0 + a Kronecker product with a low-rank factor", "by the factors' sizes", "2309.14859"),
-    # rank 16 with alpha = 2 r: what LLaMA-Factory, Axolotl and TRL examples use; QLoRA found the rank to matter little
-    "lora": _linear(
-        "W0 + (alpha / r) B A", RANK, "2106.09685", defaults={"r": 16, "lora_alpha": 32},
-        size="r", follows={"lora_alpha": 2}, quantised=True,
+    "lora": _lora("W0 + (alpha / r) B A", RANK, "2106.09685", quantised=True),
+    "lora_fa": _lora(
+        "LoRA whose A stays as it was drawn; B follows the projected gradient", "r d_out per matrix", "2308.03303",
+        quantised=True, placed_as="lora",
     ),
+    "lora_plus": _lora("LoRA whose B learns faster than A", RANK, "2402.12354", quantised=True, placed_as="lora"),
     "mhr": _linear(
         "W0 + (alpha / r) A_t B_t, where every task t mixes the heads of shared A and B by its own weights",
         "skills x r (d_in + d_out) + tasks x heads x skills per matrix", "2211.03831",
@@ -239,8 +272,8 @@ METHODS: dict[str, Method] = {
     ),
 }  # fmt: skip
 
-WITHOUT_ADAPTER = ("full", "half")
-"""Methods that train the model's own weights; all others are peft's."""
+WITHOUT_ADAPTER = ("full", "half", "child_tuning", "fish")
+"""Methods that train the model's own weights; all others are placed by peft."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "cpt": ("cpt_token_ids",),

@@ -56,14 +56,10 @@ def methods(
 
 def fact_sheet(name: str, method: Method) -> dict[str, Any]:
     """Return what the registry and peft say of a method, as JSON knows it."""
-    from multitune.adaptation.config import peft_fields
+    from multitune.adaptation.config import default_options
     from multitune.adaptation.methods import NOT_OFFERED
 
     source = f"https://arxiv.org/abs/{method.source}" if method.source[:4].isdigit() else method.source
-    options = {
-        option: method.defaults.get(option, field.get("default"))
-        for option, field in peft_fields().get(name, {}).items()
-    }
     return {
         "name": name,
         "family": method.family,
@@ -77,7 +73,7 @@ def fact_sheet(name: str, method: Method) -> dict[str, Any]:
         "reads": list(method.modalities),
         "source": source,
         "not_offered": NOT_OFFERED.get(name),
-        "options": options,
+        "options": default_options(name),
     }
 
 

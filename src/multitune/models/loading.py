@@ -84,8 +84,15 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool, delta: bool
         delta: whether only the parameters that require gradients are written; loading them needs the base.
 
     Raises:
-        MultituneError: the folder cannot be written, or the adapter cannot be merged.
+        MultituneError: the folder cannot be written, the adapter cannot be merged, or it would be saved without the
+            weights that have moved along.
     """
+    if backbone.update is not None and backbone.update.method == "delta_lora" and not merged:
+        raise MultituneError(
+            "Delta-LoRA moves the weights themselves, which an adapter alone does not hold.",
+            "adapt.method: delta_lora",
+            "Set export: merged.",
+        )
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

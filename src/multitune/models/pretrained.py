@@ -40,6 +40,7 @@ class Backbone:
         tasks: encoders only: the tasks of the heads, in the order of their task ids.
         rounds: how many trainings made these weights, as far as this package did them.
         half: the `multitune.adaptation.half.HalfRound` that it is in, where half of it is frozen.
+        update: the `multitune.adaptation.updates.UpdateRule` of a method that acts on the optimiser.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Backbone:
     tasks: tuple[Task, ...] = ()
     rounds: int = 0
     half: Any = None
+    update: Any = None
 
 
 @dataclass(frozen=True)

@@ -299,16 +299,19 @@ def _check_validation(
 
 
 def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: KeyPath) -> Iterator[MultituneError]:
-    if (
-        recipe.model is not None
-        and recipe.model.quantize is not None
-        and step.model == BASE
-        and step.adapt.method in WITHOUT_ADAPTER
-    ):
+    own_weights = (*WITHOUT_ADAPTER, "delta_lora")
+    quantised = recipe.model is not None and recipe.model.quantize is not None
+    if quantised and step.model == BASE and step.adapt.method in own_weights:
         yield MultituneError(
             "Quantised weights cannot train.",
             document.where(key),
             "Choose an adapter (adapt: lora), or remove model.quantize.",
+        )
+    if step.adapt.method == "delta_lora" and step.export != "merged":
+        yield MultituneError(
+            "Delta-LoRA moves the weights themselves, which an adapter alone does not hold.",
+            document.where(key),
+            "Set export: merged.",
         )
     half, balancer = step.adapt.half, step.training.balancer
     if half is not None and half.resample == "epoch" and balancer is not None and balancer.needs_gradients:

@@ -154,6 +154,8 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = _unflatten(load_file(checkpoint / "optimizer.safetensors"), rest)
     for index, entries in state["state"].items():
+        if isinstance(index, str):  # the optimiser of LoRA-FA names its pairs; nothing of theirs is dealt out
+            continue
         like = parameters[index]
         same = {key: value for key, value in entries.items() if isinstance(value, Tensor) and value.shape == like.shape}
         entries |= {key: dealt_like(value, like) for key, value in same.items()}
@@ -191,8 +193,8 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unflatten(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int | str, dict[str, Any]] = {}
     for name, value in (*tensors.items(), *rest["scalars"].items()):
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+        index, key = name.rsplit(".", 1)
+        state.setdefault(int(index) if index.isdigit() else index, {})[key] = value
     return {"state": state, "param_groups": rest["param_groups"]}

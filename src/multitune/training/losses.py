@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from multitune.adaptation.updates import moving_bases
 from multitune.models.heads import head_losses
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
@@ -52,12 +53,13 @@ class LossModule(nn.Module):
         self.model = backbone.model
         self.form = backbone.form
         half = backbone.half
-        self._resampled = frozenset(half.sizes) if half and half.config.resample == "epoch" else frozenset()
+        self._also = frozenset(half.sizes) if half and half.config.resample == "epoch" else frozenset()
+        self._also |= {f"{path}.base_layer.weight" for path, _ in moving_bases(backbone.model, backbone.update)}
 
     def changing_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield by name what the run may change: what trains now, or may at another epoch of half fine-tuning."""
+        """Yield by name what the run may change: what trains, may train at another epoch of half, or moves along."""
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad or name.removeprefix("model.") in self._resampled:
+            if parameter.requires_grad or name.removeprefix("model.") in self._also:
                 yield name, parameter
 
     @property

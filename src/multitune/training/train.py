@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from multitune.adaptation.adapting import allocate_ranks, schedule_ranks
+from multitune.adaptation.updates import trained_numbers
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.batches import TrainingBatches
 from multitune.mixing.mixture import Mixture
@@ -40,6 +42,7 @@ from multitune.training.recomputing import recompute_activations
 from multitune.training.router_loss import RouterLoss, make_router_loss
 from multitune.training.sharding import gathered, is_sharded
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
+from multitune.training.updates import fisher_masks, refuse_rule
 from multitune.training.zero import master_weights, zero_optimizer
 
 logger = logging.getLogger("multitune.training")
@@ -97,9 +100,11 @@ def train(
         Interrupted: after SIGINT or SIGTERM, when the checkpoint is whole.
     """
     names = [table.task for table in tables]
-    trainable = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    trainable = trained_numbers(backbone.model, backbone.update)
     if trainable == 0:
         raise MultituneError("Nothing of the model trains.", title, "Choose an adaptation that has parameters.")
+    if backbone.update is not None:
+        refuse_rule(backbone.update, world_size(), config.optimizer)
     if backbone.form == "encoder":
         fit_scales(backbone.model, {table.task: table.values for table in tables})
     fingerprint = _fingerprint(backbone, [*tables, *validation], mixture, config, seed)
@@ -122,6 +127,11 @@ def train(
     stored_dtypes = _train_in_float32(
         losses, with_frozen=backbone.half is not None and not (arguments.bf16 or arguments.fp16)
     )
+    masks = {}
+    if backbone.update is not None and backbone.update.needs_fisher:
+        single = _one_by_one(config, backbone.update.samples)
+        draw = partial(make_batches, backbone, tables, mixture, single, seed)
+        masks = fisher_masks(backbone, draw, folder, resumed=resume is not None)
     with stop_on_signals() as request:
         stopper = StopAtStepEnd(request)
         trainer = MultiTaskTrainer(
@@ -139,6 +149,8 @@ def train(
             callbacks=[stopper, RankAllocation(backbone.model), *views],
             routing_learning_rate=config.routing_learning_rate,
             prompt_learning_rate=config.prompt_learning_rate,
+            update=backbone.update,
+            masks=masks,
         )
         _remove_default_printers(trainer)
         if backbone.half is not None and backbone.half.config.resample == "epoch":
@@ -310,6 +322,12 @@ def _router_loss(backbone: Backbone, config: TrainingConfig) -> RouterLoss | Non
     return loss
 
 
+def _one_by_one(config: TrainingConfig, examples: int) -> TrainingConfig:
+    """Return the configuration under which so many examples are drawn, each a batch of its own."""
+    length = {"epochs": None, "steps": None, "examples": examples}
+    return config.model_copy(update={**length, "batch_size": 1, "micro_batch_size": 1, "pack": "never"})
+
+
 def _train_in_float32(model: LossModule, *, with_frozen: bool) -> list[tuple[torch.nn.Parameter, torch.dtype]]:
     """Hold what trains in float32 and return the dtypes to give back; autocast computes in 16 bits all the same.
 
@@ -356,6 +374,8 @@ def _fingerprint(
         "training": settings,
         "seed": seed,
     }
+    if backbone.update is not None:
+        parts["update"] = [backbone.update.method, backbone.update.config.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from multitune.adaptation.adapting import load_rank_state, orthogonality, rank_state
+from multitune.adaptation.updates import UpdateRule
 from multitune.errors import MultituneError
 from multitune.mixing.batches import TrainingBatches
 from multitune.mixing.shuffling import seed_of
@@ -40,6 +41,7 @@ from multitune.training.processes import any_of, gather, is_main
 from multitune.training.router_loss import RouterLoss
 from multitune.training.speeds import ROUTING_SPEED, speed_up_prompts, speed_up_routing
 from multitune.training.task_gradients import TaskGradients
+from multitune.training.updates import follow_rule, own_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -89,6 +91,8 @@ class MultiTaskTrainer(Trainer):
         fingerprint: of everything that determines the run, kept in the checkpoints.
         routing_learning_rate: of the weights by which tasks mix modules; None: ROUTING_SPEED times the others'.
         prompt_learning_rate: of a prompt's vectors, beside what it changes of the text; None: see `speed_up_prompts`.
+        update: what happens beside the optimiser's steps; None for most methods.
+        masks: which entries train, by name, where the update needs them.
     """
 
     model: LossModule
@@ -112,8 +116,11 @@ class MultiTaskTrainer(Trainer):
         callbacks: list[TrainerCallback],
         routing_learning_rate: float | None = None,
         prompt_learning_rate: float | None = None,
+        update: UpdateRule | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.routing_learning_rate, self.prompt_learning_rate = routing_learning_rate, prompt_learning_rate
+        self.update, self.masks = update, masks or {}
         self.even_batches = EvenBatches(batches, args.world_size, model.form)
         super().__init__(model, args, train_dataset=self.even_batches, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True  # token weights are normalised over the whole optimiser step
@@ -136,7 +143,12 @@ class MultiTaskTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimiser of what trains now, before the model is wrapped."""
+        if self.update is not None and self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = own_optimizer(self.update, self.model, kind, options, self.args.weight_decay)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.update is not None:
+            follow_rule(optimizer, self.model.model, self.update, self.masks, lambda: self.state.global_step)
         speed_up_routing(optimizer, self.model, self.routing_learning_rate or ROUTING_SPEED * self.args.learning_rate)
         speed_up_prompts(optimizer, self.model, self.prompt_learning_rate)
         if self.when_optimizer_is_made is not None:

@@ -108,7 +108,8 @@ def _with_bias(model: nn.Module, part: str) -> list[str]:
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "bias", None), nn.Parameter) and (chosen is None or name in chosen)
+        if isinstance(getattr(module, "bias", None), nn.Parameter)
+        and (chosen is None or name.removesuffix(".base_layer") in chosen)
     ]
     if not names:
         raise ValueError("no module of this architecture has such a bias; ln_tuning and beft need none")

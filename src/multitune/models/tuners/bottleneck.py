@@ -17,7 +17,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from multitune.models.tuners.places import matrices_of
+from multitune.models.tuners.places import matrices_of, width_of
 from multitune.models.tuners.tuner import PlacedTuner
 
 PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
@@ -117,7 +117,7 @@ class BottleneckModel(PlacedTuner):
 
     def new_layer(self, target: Any, path: str, adapter_name: str, config: Any) -> nn.Module:
         """Return the module with an adapter behind or beside it."""
-        return BottleneckLayer(target, adapter_name, _width(target, self.get_model_config(self.model)), config)
+        return BottleneckLayer(target, adapter_name, width_of(target, self.get_model_config(self.model)), config)
 
     def more(self, layer: Any, path: str, adapter_name: str, config: Any) -> None:
         """Add another adapter to the module."""
@@ -126,18 +126,6 @@ class BottleneckModel(PlacedTuner):
     def _check_merge_allowed(self) -> None:
         # the error by which peft's own tuners refuse a merge that their method rules out
         raise NotImplementedError("what stands behind an activation has no equivalent in the weights")
-
-
-def _width(target: Any, config: dict[str, Any]) -> int:
-    """Return the width of a module's output: of a matrix its own, of a whole sublayer the model's."""
-    if isinstance(target, nn.Linear):
-        return target.out_features
-    if hasattr(target, "nf"):  # transformers' Conv1D
-        return int(target.nf)
-    for name in ("hidden_size", "d_model", "n_embd"):
-        if name in config:
-            return int(config[name])
-    raise ValueError(f"the width of {type(target).__name__} is not known; name linear layers as target_modules")
 
 
 def _places(model: nn.Module, config: BottleneckConfig) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from multitune.models.architecture import TensorPlace, architecture_index
 
@@ -10,9 +13,10 @@ from multitune.models.architecture import TensorPlace, architecture_index
 def matrices_of(model: Any, *parts: str) -> dict[str, TensorPlace]:
     """Return module path -> place of the matrices with one of the parts ("o", "down", ...) inside the layers.
 
-    Experts of a mixture are left out: only their router sees every token.
+    Experts of a mixture are left out: only their router sees every token. A matrix that holds an adapter is found by
+    its own path.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {name.replace(".base_layer.", "."): tuple(p.shape) for name, p in model.named_parameters()}
     modules = dict(model.named_modules())
     return {
         place.unit: place
@@ -23,3 +27,29 @@ def matrices_of(model: Any, *parts: str) -> dict[str, TensorPlace]:
         and place.unit in modules
         and not place.group.startswith("experts")
     }
+
+
+def width_of(module: Any, config: Mapping[str, Any]) -> int:
+    """Return the width of a module's output: of a matrix its own, of a whole sublayer the model's.
+
+    Args:
+        module: of a transformers model.
+        config: the model's, as a mapping.
+
+    Raises:
+        ValueError: neither tells.
+    """
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if hasattr(module, "nf"):  # transformers' Conv1D
+        return int(module.nf)
+    for name in ("hidden_size", "d_model", "n_embd"):
+        if name in config:
+            return int(config[name])
+    raise ValueError(f"the width of {type(module).__name__} is not known; name linear layers as target_modules")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a norm with a gain that could train."""
+    weight = getattr(module, "weight", None)
+    return "Norm" in type(module).__name__ and isinstance(weight, nn.Parameter) and weight.ndim == 1

@@ -10,9 +10,12 @@ from importlib import import_module
 from typing import Any
 
 OURS: dict[str, tuple[str, str, str]] = {
+    "adapter_bias": ("multitune.models.tuners.adapter_bias", "AdapterBiasConfig", "AdapterBiasModel"),
     "bitfit": ("multitune.models.tuners.bitfit", "BitFitConfig", "BitFitModel"),
     "bottleneck": ("multitune.models.tuners.bottleneck", "BottleneckConfig", "BottleneckModel"),
+    "compacter": ("multitune.models.tuners.compacter", "CompacterConfig", "CompacterModel"),
     "dept": ("multitune.models.tuners.soft_prompt_model", "DeptConfig", "DeptModel"),
+    "diff_fit": ("multitune.models.tuners.diff_fit", "DiffFitConfig", "DiffFitModel"),
     "ept": ("multitune.models.tuners.soft_prompt_model", "EptConfig", "EptModel"),
     "mhr": ("multitune.models.tuners.mhr", "MhrConfig", "MhrModel"),
     "mpt": ("multitune.models.tuners.soft_prompt_model", "MptConfig", "MptModel"),

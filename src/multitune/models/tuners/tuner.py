@@ -34,7 +34,8 @@ class PlacedTuner(BaseTuner):
         """Find the places, then inject as peft does."""
         config: Any = self.peft_config[adapter_name]
         if config.target_modules is None:
-            config.target_modules = set(self.places(model, config))
+            # beside another adapter the module below it may be found, and the one that holds it is meant
+            config.target_modules = {path.removesuffix(".base_layer") for path in self.places(model, config)}
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
