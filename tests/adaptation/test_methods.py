@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from multitune.adaptation import METHODS, AdaptationConfig, adapt
 from multitune.adaptation.budget import sized
-from multitune.adaptation.methods import NOT_OFFERED, WITHOUT_ADAPTER
+from multitune.adaptation.methods import NOT_CONTINUED, NOT_OFFERED, WITHOUT_ADAPTER
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.hidden import head_logits, hidden_states
-from multitune.models.loading import Backbone, save_backbone
+from multitune.models.loading import Backbone, add_adapter, save_backbone
 from multitune.models.packed import check_packing, packing_route
 from tests.small_llama import small_llama
 
@@ -78,6 +78,12 @@ def adapted(base: Path, method: str, **options: object) -> Backbone:
     model = AutoModelForCausalLM.from_pretrained(base)
     backbone = Backbone(model, Tokens(), "causal", ModelConfig(name=str(base)))
     return adapt(backbone, AdaptationConfig(method=method, **options), steps=10)
+
+
+def continued(base: Path, folder: Path, **options: object) -> Backbone:
+    model = add_adapter(AutoModelForCausalLM.from_pretrained(base), folder, trainable=True)
+    backbone = Backbone(model, Tokens(), "causal", ModelConfig(name=str(base)))
+    return adapt(backbone, AdaptationConfig(method="continue", **options))
 
 
 def batch_of(rows: int = 2, tokens: int = 9) -> dict[str, torch.Tensor]:
@@ -146,6 +152,14 @@ def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: s
         assert file.stat().st_size - header <= 1.1 * 4 * trainable(backbone)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits_of(loaded), trained, atol=1e-5, rtol=1e-5)
+
+    begun = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+    if method not in NOT_CONTINUED:  # trained further, it starts where it ended, and what trained trains
+        again = continued(base, tmp_path / "adapter")
+        assert {name for name, p in again.model.named_parameters() if p.requires_grad} == begun
+        torch.testing.assert_close(logits_of(again.model.eval()), trained, atol=1e-5, rtol=1e-5)
+        train_a_little(again)
+        assert not torch.equal(logits_of(again.model), trained)
 
     if not METHODS[method].merges:
         with pytest.raises(MultituneError, match="cannot be added into the weights"):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitune.adaptation.config import AdaptationConfig, peft_fields, placed_as
+from multitune.adaptation.continuing import continue_adapter
 from multitune.adaptation.half import MANIFEST_FILE, freeze, from_manifest, half_round, say
-from multitune.adaptation.methods import WITHOUT_ADAPTER
+from multitune.adaptation.methods import CONTINUE, WITHOUT_ADAPTER
 from multitune.adaptation.updates import UpdateRule, kept_entries
 from multitune.errors import MultituneError
 
@@ -55,6 +56,8 @@ def adapt(
         _refuse_quantised(backbone, config)
     if config.method == "full":
         return backbone
+    if config.method == CONTINUE:
+        return continue_adapter(backbone, config, seed=seed)
     update = config.update
     if config.method in WITHOUT_ADAPTER and config.budget is not None:
         update = sized_within(config, backbone.config).update
@@ -74,7 +77,7 @@ def adapt(
         raise MultituneError(
             "The model has an adapter already; a second one would not be saved with the first.",
             f"adapt.method: {config.method}",
-            "Export the step that made the first adapter with `export: merged`.",
+            "Train it further with `adapt: continue`, or export the step that made it with `export: merged`.",
         )
     if backbone.config.quantize is not None:
         from peft import prepare_model_for_kbit_training
@@ -101,7 +104,8 @@ def trainable_parameters(
         seed, round: of `half`: where matrices differ in size, another half has other parameters.
 
     Returns:
-        None for methods that need the weights' values to be placed (singular value decompositions, for instance).
+        None for methods that need the weights' values to be placed (singular value decompositions, for instance),
+        and for an adapter whose options are not known (``continue``).
 
     Raises:
         MultituneError: as `adapt`, where shapes suffice to know.
@@ -109,6 +113,8 @@ def trainable_parameters(
     from multitune.models.heads import freeze_pooler, task_head
     from multitune.models.pretrained import empty_model
 
+    if config.method == CONTINUE:
+        return None
     heads = sum(task_head(task).outputs for task in tasks) * (facts.hidden_size + 1) if facts.form == "encoder" else 0
     model, form = empty_model(facts.config)
     if form == "encoder":

@@ -14,14 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from multitune.adaptation.continue_config import ContinueConfig
 from multitune.adaptation.half_config import HalfConfig
-from multitune.adaptation.methods import METHODS, NOT_OFFERED, REQUIRED, WITHOUT_ADAPTER
+from multitune.adaptation.methods import CONTINUE, METHODS, NOT_OFFERED, REQUIRED, WITHOUT_ADAPTER
 from multitune.adaptation.update_config import UPDATES, UpdateConfig
 from multitune.errors import nearest
 
 FIELDS_FILE = "peft_fields.json"
 
-OWN_OPTIONS: dict[str, type[BaseModel]] = {"half": HalfConfig, **UPDATES}
+OWN_OPTIONS: dict[str, type[BaseModel]] = {"half": HalfConfig, CONTINUE: ContinueConfig, **UPDATES}
 """Methods with options that are not peft's, as models that know their ranges."""
 
 
@@ -30,7 +31,8 @@ class AdaptationConfig(BaseModel):
 
     Attributes:
         method: ``full``, ``half`` (options: `HalfConfig`) or the name of a peft method in lower case; see METHODS for
-            the defaults that differ from peft's. In YAML a plain string means the method.
+            the defaults that differ from peft's. ``continue`` trains the adapter that the model has (options:
+            `ContinueConfig`). In YAML a plain string means the method.
         budget: numbers that may train, or, below 1, their share of the base's parameters; the method is made as large
             as that allows (see `multitune.adaptation.budget`).
     """
@@ -80,7 +82,8 @@ class AdaptationConfig(BaseModel):
 
 def for_tasks(config: AdaptationConfig, names: Sequence[str]) -> AdaptationConfig:
     """Return the config with the names of the tasks, where its method routes by them; else as it is."""
-    if not METHODS[config.method].needs_task or "tasks" not in peft_fields()[placed_as(config.method)]:
+    routed = config.method == CONTINUE or METHODS[config.method].needs_task
+    if not routed or "tasks" not in (peft_fields().get(placed_as(config.method), {}) | own_fields(config.method)):
         return config
     return AdaptationConfig(method=config.method, budget=config.budget, **{**config.options, "tasks": list(names)})
 
@@ -94,7 +97,7 @@ def peft_fields() -> dict[str, dict[str, Any]]:
 
 def placed_as(method: str) -> str:
     """Return the method of peft that places a method's modules: itself, or LoRA for its relatives."""
-    return METHODS[method].placed_as or method
+    return method if method == CONTINUE else METHODS[method].placed_as or method
 
 
 def own_fields(method: str) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def default_options(method: str) -> dict[str, Any]:
 def _method_problems(method: str) -> list[str]:
     if method in NOT_OFFERED:
         return [f"The method '{method}' is not offered: {NOT_OFFERED[method]}."]
-    if method not in METHODS:
+    if method not in METHODS and method != CONTINUE:
         return [f"There is no method '{method}'.{nearest(method, METHODS)}"]
     return []
 
@@ -162,8 +165,8 @@ def _sentence(method: str, problem: Any) -> str:
 def _budget_problems(method: str, options: Mapping[str, Any], budget: float | None) -> list[str]:
     if budget is None:
         return []
-    size = METHODS[method].size
-    if method in WITHOUT_ADAPTER and size is None:
+    size = METHODS[method].size if method != CONTINUE else None
+    if method in (*WITHOUT_ADAPTER, CONTINUE) and size is None:
         return [f"The method '{method}' has no size that a budget could set."]
     if size in options:
         return [f"Both budget and {size} say how large the adapter is; leave one out."]

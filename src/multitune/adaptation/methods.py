@@ -281,6 +281,21 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Options without which a method has no meaning, and for which no default could be right."""
 
+CONTINUE = "continue"
+"""Not a method: the adapter that a model has trains further."""
+
+NOT_CONTINUED: dict[str, str] = {
+    "adalora": "its ranks are settled",
+    "cartridge": "peft loads it frozen",
+    "cpt": "peft loads it frozen",
+    "delta_lora": "how it was trained is not in its file",
+    "lora_fa": "how it was trained is not in its file",
+    "lora_plus": "how it was trained is not in its file",
+    "p_tuning": "what is saved is what its encoder put out, without the encoder",
+    "prefix_tuning": "what is saved is what its encoder put out, without the encoder",
+}
+"""Methods whose saved adapter cannot be trained further, with the reason."""
+
 CACHED_PREFIX = ("cartridge", "prefix_tuning")
 """Methods whose learned keys and values come to every layer as a cache, which a layer computed twice cannot have."""
 

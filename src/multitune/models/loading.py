@@ -118,8 +118,13 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool, delta: bool
         ) from error
 
 
-def load_saved(folder: Path, device: str = "auto") -> Backbone:
+def load_saved(folder: Path, device: str = "auto", *, trainable: bool = False) -> Backbone:
     """Load what `save_backbone` wrote, or any folder that peft or transformers wrote.
+
+    Args:
+        folder: of the model.
+        device: as for ``load_backbone``.
+        trainable: whether its adapter, if it has one, is to be trained further.
 
     Raises:
         MultituneError: the folder is no model, is damaged, or the base of its adapter cannot be found.
@@ -132,7 +137,7 @@ def load_saved(folder: Path, device: str = "auto") -> Backbone:
     if delta:
         load_trained(backbone.model, folder)
     if adapter:
-        backbone.model = add_adapter(backbone.model, folder)
+        backbone.model = add_adapter(backbone.model, folder, trainable=trainable)
     if (folder / HEADS_FILE).is_file():
         backbone.model = load_heads(backbone.model, folder)
     backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
@@ -174,13 +179,19 @@ def merged_model(backbone: Backbone) -> Any:
         ) from error
 
 
-def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+def add_adapter(model: Any, folder: Path, name: str = "default", *, trainable: bool = False) -> Any:
     """Return a model with the adapter of a folder, beside those that it has already.
+
+    Args:
+        model: a transformers model, plain or adapted.
+        folder: as peft wrote it.
+        name: of the adapter in the model.
+        trainable: whether it is to be trained further; it is frozen otherwise.
 
     Raises:
         MultituneError: the adapter belongs to another model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     from multitune.models.tuners import register_tuners
 
@@ -188,9 +199,14 @@ def add_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     try:
         with peft_warnings_logged():
             if isinstance(model, PeftModel):
-                model.load_adapter(str(folder), name)
+                model.load_adapter(str(folder), name, is_trainable=trainable)
                 return model
-            return PeftModel.from_pretrained(model, str(folder), name)
+            prompts = PeftConfig.from_pretrained(str(folder)).is_prompt_learning  # peft loads those frozen only
+            adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable and not prompts)
+            if trainable and prompts:
+                adapted.peft_config[name].inference_mode = False
+                adapted.prompt_encoder.requires_grad_(True)
+            return adapted
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise MultituneError(
             f"The adapter does not fit its base: {str(error).strip().splitlines()[0]}",

@@ -47,7 +47,7 @@ def model_card(
     metadata = {
         "base_model": recipe.base.name,
         "library_name": "multitune" if node.step.export == "delta" else "transformers" if _is_whole(node) else "peft",
-        "tags": ["multitune", "multi-task", node.step.adapt.method],
+        "tags": ["multitune", "multi-task", node.adaptation.method],
     }
     tasks = "\n".join(f"| {name} | {facts['rows'][name]:,} |" for name in node.tasks)
     # what the user wrote, defaults left out; exclude_defaults would drop a policy or method that equals its default
@@ -56,7 +56,7 @@ def model_card(
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}: {node.name}",
         f"`{recipe.base.name}` adapted to {len(node.tasks)} task{'s' * (len(node.tasks) > 1)} at once with multitune: "
-        f"method {node.step.adapt.method}, {facts['trainable_parameters']:,} parameters trained, {facts['steps']:,} "
+        f"method {node.adaptation.method}, {facts['trainable_parameters']:,} parameters trained, {facts['steps']:,} "
         f"steps, {facts['seconds']:.0f} seconds, seed {recipe.seed}.",
         "The licences of the base model and of the data apply; this card does not widen them.",
         f"## Load\n\n```python\n{loading_code(folder, recipe.base.name, 'FOLDER')}\n```",
@@ -134,7 +134,7 @@ def estimator_card(
 
 
 def _is_whole(node: TrainNode) -> bool:
-    return node.step.adapt.method in WITHOUT_ADAPTER or node.step.export == "merged"
+    return node.adaptation.method in WITHOUT_ADAPTER or node.step.export == "merged"
 
 
 def loading_code(folder: Path, base: str, place: str) -> str:

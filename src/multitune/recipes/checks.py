@@ -13,6 +13,7 @@ from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
 from multitune.models.location import resolve
 from multitune.objectives.balancing.config import GemConfig
+from multitune.recipes.chain_checks import check_chains
 from multitune.recipes.graph import build, with_all_experts
 from multitune.recipes.merge_checks import check_merge, is_model, made_estimators, made_models, outside_model
 from multitune.recipes.reading import Document, KeyPath
@@ -66,7 +67,7 @@ def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]
     except MultituneError as error:
         yield MultituneError(error.what, document.where(tuple(error.where.split("."))), error.mend)
         return
-    yield from _check_chains(recipe, document)
+    yield from check_chains(recipe, document)
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------
@@ -346,22 +347,6 @@ def _check_delta(step: TrainStep, document: Document, key: KeyPath) -> Iterator[
             document.where(key),
             "Set export: merged.",
         )
-
-
-def _check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
-    """Check that what a step leaves can be trained further where another step does so."""
-    for name, step in recipe.train_steps():
-        start = recipe.steps.get(step.model.partition(".")[0])
-        if not isinstance(start, TrainStep):
-            continue
-        adapter = start.adapt.method not in WITHOUT_ADAPTER and start.export == "adapter"
-        if adapter or start.export == "delta":
-            left = "an adapter" if adapter else "what it trained alone"
-            yield MultituneError(
-                f"The step '{step.model}' leaves {left}, which cannot be trained further as it is.",
-                document.where(("steps", name, "model")),
-                f"Set steps.{step.model.partition('.')[0]}.export to merged.",
-            )
 
 
 def _check_score(name: str, step: ScoreStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from multitune.adaptation.config import AdaptationConfig, for_tasks
+from multitune.adaptation.methods import CONTINUE
 from multitune.errors import MultituneError
 from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, ScoreStep, Step, TrainStep
 from multitune.scoring.score import ScoreConfig
@@ -15,13 +17,20 @@ from multitune.weights.config import MergedModel
 class TrainNode:
     """Trains ``model`` on ``tasks`` and leaves a model of its own name.
 
-    ``round`` counts the train steps on the way from the recipe's own model, this one included.
+    Attributes:
+        name: of the model that it leaves.
+        step: of the recipe.
+        model: base or a node.
+        tasks: that it trains.
+        adaptation: what trains; where the step goes on with an adapter, that of the step that began it.
+        round: how many train steps lie on the way from the recipe's own model, this one included.
     """
 
     name: str
     step: TrainStep
     model: str
     tasks: tuple[str, ...]
+    adaptation: AdaptationConfig
     round: int = 1
 
     @property
@@ -98,6 +107,7 @@ def build(recipe: Recipe) -> list[Node]:
     order = _order({name: tuple(one.partition(".")[0] for one in sources(step)) for name, step in recipe.steps.items()})
     nodes: list[Node] = []
     rounds = {BASE: 0}
+    known: dict[str, tuple[str, ...]] = {}  # the tasks that every adapter has seen
     if recipe.score:
         nodes.append(ScoreNode(f"{BASE}@score", BASE, tuple(recipe.tasks), recipe.score))
     for name in order:
@@ -129,9 +139,11 @@ def build(recipe: Recipe) -> list[Node]:
             if recipe.score:
                 nodes.append(ScoreNode(f"{name}@score", name, tuple(recipe.tasks), recipe.score))
             continue
-        for node in _train_nodes(name, step, recipe, rounds.get(step.model, 0) + 1):
+        routed = known.get(step.model, ()) if step.adapt.method == CONTINUE else ()
+        for node in _train_nodes(name, step, recipe, rounds.get(step.model, 0) + 1, routed):
             nodes.append(node)
             rounds[node.name] = node.round
+            known[node.name] = tuple(dict.fromkeys([*routed, *node.tasks]))
             if recipe.score:
                 scored = node.tasks if step.tasks == "each" else tuple(recipe.tasks)
                 nodes.append(ScoreNode(f"{node.name}@score", node.name, scored, recipe.score))
@@ -184,11 +196,14 @@ def _models_of(name: str, recipe: Recipe) -> list[str]:
     return [name]
 
 
-def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int) -> list[TrainNode]:
+def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int, routed: Sequence[str]) -> list[TrainNode]:
+    def node(name: str, tasks: tuple[str, ...]) -> TrainNode:
+        adaptation = for_tasks(recipe.adapter_of(step), list(dict.fromkeys([*routed, *tasks])))
+        return TrainNode(name, step, step.model, tasks, adaptation, round)
+
     if step.tasks == "each":
-        return [TrainNode(f"{name}.{task}", step, step.model, (task,), round) for task in recipe.training_tasks]
-    tasks = recipe.training_tasks if step.tasks == "all" else step.tasks
-    return [TrainNode(name, step, step.model, tasks, round)]
+        return [node(f"{name}.{task}", (task,)) for task in recipe.training_tasks]
+    return [node(name, recipe.training_tasks if step.tasks == "all" else step.tasks)]
 
 
 def estimator_nodes(name: str, step: EstimatorStep, recipe: Recipe) -> list[EstimatorNode]:

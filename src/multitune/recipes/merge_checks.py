@@ -121,13 +121,13 @@ def _about_model(
                 where,
                 f"Set steps.{model.partition('.')[0]}.export to merged.",
             )
-        elif made.export == "adapter" and made.adapt.method not in (*WITHOUT_ADAPTER, LORA):
+        elif made.export == "adapter" and (left := recipe.adapter_of(made).method) not in (*WITHOUT_ADAPTER, LORA):
             yield MultituneError(
-                f"The step '{model}' leaves an adapter of type {made.adapt.method}, which is no sum on the weights.",
+                f"The step '{model}' leaves an adapter of type {left}, which is no sum on the weights.",
                 where,
                 f"Set steps.{model.partition('.')[0]}.export to merged.",
             )
-        elif made.export == "adapter" and made.adapt.method == LORA and key[-1] == "base":
+        elif made.export == "adapter" and left == LORA and key[-1] == "base":
             yield MultituneError(
                 f"The step '{model}' leaves an adapter, which cannot be the base of a merge.",
                 where,

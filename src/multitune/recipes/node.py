@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multitune.adaptation.methods import CONTINUE
 from multitune.errors import MultituneError
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.recipes import fingerprint
@@ -239,17 +240,19 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     return facts
 
 
-def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
+def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task], *, trainable: bool = False) -> Backbone:
     from multitune.models.loading import load_backbone, load_saved
 
     if model is not None and is_fused(model):
         return load_fused(model)
-    return load_backbone(recipe.base, tasks, seed=recipe.seed) if model is None else load_saved(model)
+    if model is not None:
+        return load_saved(model, trainable=trainable)
+    return load_backbone(recipe.base, tasks, seed=recipe.seed)
 
 
 def _to_train(node: TrainNode, recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
     """Return the model that a node trains, not adapted yet."""
-    backbone = _backbone(recipe, model, tasks)
+    backbone = _backbone(recipe, model, tasks, trainable=node.step.adapt.method == CONTINUE)
     if backbone.form == "encoder" and node.model != BASE:
         backbone = _with_heads_first(backbone, tasks, recipe.seed)
     return backbone

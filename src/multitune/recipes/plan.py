@@ -265,15 +265,13 @@ def _plan_node(
     node: TrainNode, recipe: Recipe, facts: ModelFacts, tasks: Sequence[Task], found: Sequence[TaskStatistics]
 ) -> NodePlan:
     from multitune.adaptation.adapting import trainable_parameters
-    from multitune.adaptation.config import for_tasks
     from multitune.models.loading import rounds_of
 
     config = node.step.training
     simulation = simulate(node, recipe, facts, tasks, found)
     encoded = tasks if facts.form == "encoder" else ()
-    adaptation = for_tasks(node.step.adapt, [task.name for task in tasks])
     trainable = trainable_parameters(
-        facts, adaptation, encoded, seed=recipe.seed, round=rounds_of(recipe.base) + node.round
+        facts, node.adaptation, encoded, seed=recipe.seed, round=rounds_of(recipe.base) + node.round
     )
     positions = simulation.positions
     balancer = config.balancer if len(tasks) > 1 else None  # a task alone is not balanced
@@ -302,7 +300,7 @@ def _plan_node(
     return NodePlan(
         name=node.name,
         model=recipe.base.name if node.model == BASE else node.model,
-        method=node.step.adapt.method,
+        method=node.adaptation.method,
         steps=simulation.steps,
         form=facts.form,
         fill=simulation.fill,

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from multitune.adaptation.config import AdaptationConfig
+from multitune.adaptation.continuing import continued
+from multitune.adaptation.methods import CONTINUE
 from multitune.decoding.fusion_config import FusionConfig
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.models.config import ModelConfig
@@ -189,6 +191,22 @@ class Recipe(BaseModel):
     def training_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that train steps may use."""
         return tuple(name for name, task in self.tasks.items() if not task.held_out)
+
+    def adapter_of(self, step: TrainStep) -> AdaptationConfig:
+        """Return what a step trains: where it goes on with an adapter, that of the step that began it.
+
+        ``continue`` itself where no train step of this recipe leaves the adapter.
+        """
+        chain = [step]
+        while chain[-1].adapt.method == CONTINUE:
+            before = self.steps.get(chain[-1].model.partition(".")[0])
+            if not isinstance(before, TrainStep) or any(before is one for one in chain):
+                return step.adapt
+            chain.append(before)
+        config = chain.pop().adapt
+        for later in reversed(chain):
+            config = continued(config, later.adapt)
+        return config
 
     def train_steps(self) -> Iterator[tuple[str, TrainStep]]:
         """Yield the train steps by name."""

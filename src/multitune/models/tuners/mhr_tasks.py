@@ -23,7 +23,9 @@ def routed_layers(model: Any) -> Iterator[tuple[str, MhrLayer]]:
             yield path, module
 
 
-def new_tasks(model: Any, names: Sequence[str], *, seed: int = 0, trains: str = "all") -> None:
+def new_tasks(
+    model: Any, names: Sequence[str], *, seed: int = 0, trains: str = "all", keep_known: bool = False
+) -> None:
     """Give the active adapter fresh, almost uniform logits for other tasks; its modules stay (few-shot adaptation).
 
     Args:
@@ -31,18 +33,28 @@ def new_tasks(model: Any, names: Sequence[str], *, seed: int = 0, trains: str = 
         names: of the tasks, in the order of their ids.
         seed: of the logits.
         trains: ``all`` (MHR) or ``routing`` (MHR-z).
+        keep_known: whether the tasks that the adapter knows stay, with their logits and ids, before the new ones.
+
+    Raises:
+        ValueError: every task has a module of its own (router ``private``), so that a new one has none.
     """
     adapter, generator = model.active_adapter, torch.Generator().manual_seed(seed)
     config: MhrConfig = model.peft_config[adapter]
+    known = list(config.tasks or ()) if keep_known else []
+    tasks = [*known, *(name for name in names if name not in known)]
+    if config.router == "private" and tasks != list(config.tasks or ()):
+        raise ValueError("with the router private every task has a module of its own, and a new task has none")
     told = {name: value for name, value in asdict(config).items() if name not in ("peft_type", "auto_mapping")}
-    changed = MhrConfig(**told | {"tasks": list(names), "trains": trains})
+    changed = MhrConfig(**told | {"tasks": tasks, "trains": trains})
     model.peft_config[adapter] = changed
     fresh: dict[int, nn.Parameter] = {}
     for _, layer in routed_layers(model):
         old = layer.mhr_Z[adapter]
         if id(old) not in fresh:
             drawn = torch.empty(changed.n_tasks, *old.shape[1:]).uniform_(-SMALL, SMALL, generator=generator)
-            fresh[id(old)] = nn.Parameter(drawn.to(old))
+            drawn = drawn.to(old)
+            drawn[: len(known)] = old.detach()[: len(known)]
+            fresh[id(old)] = nn.Parameter(drawn)
         layer.mhr_Z[adapter] = fresh[id(old)]
         layer.configs[adapter] = changed
         layer.set_adapter(adapter)
