@@ -105,7 +105,7 @@ def test_of_a_budget_the_rank_is_known_with_the_model(recipe, write):
             MHR,
             {"method": "continue", "trains": "some"},
             {},
-            "The option 'trains' of 'continue' must be 'all', 'routing' or 'average', not 'some'",
+            "must be 'all', 'routing' or 'average', not 'some'",
         ),
         (MHR, {"method": "continue", "r": 4}, {}, "'continue' has no option 'r'"),
         (MHR, {"method": "continue", "budget": 0.1}, {}, "'continue' has no size that a budget could set"),

@@ -291,6 +291,7 @@ NOT_CONTINUED: dict[str, str] = {
     "delta_lora": "how it was trained is not in its file",
     "lora_fa": "how it was trained is not in its file",
     "lora_plus": "how it was trained is not in its file",
+    "mpt": "its prompts are of the tasks that it was trained on",
     "p_tuning": "what is saved is what its encoder put out, without the encoder",
     "prefix_tuning": "what is saved is what its encoder put out, without the encoder",
 }

@@ -7,7 +7,7 @@ Shape legend: ``B`` rows, ``S`` positions, ``T`` tasks, ``N`` labelled tokens (e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from multitune.adaptation.updates import moving_bases
 from multitune.models.heads import head_losses
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
-from multitune.models.tuners.task_ids import set_task_ids
+from multitune.models.tuners.task_ids import UNKNOWN, places_of, set_task_ids
 from multitune.objectives.aggregation import Aggregation, count, task_units
 from multitune.objectives.token_loss import IGNORED, next_token_positions, token_nll
 from multitune.tasks.task import Form
@@ -46,10 +46,16 @@ def labelled(batch: dict[str, Tensor], form: Form) -> Labelled:
 
 
 class LossModule(nn.Module):
-    """Wraps a backbone so that ``forward`` returns the loss of every labelled token, float32 [N]."""
+    """Wraps a backbone so that ``forward`` returns the loss of every labelled token, float32 [N].
 
-    def __init__(self, backbone: Backbone) -> None:
+    Args:
+        backbone: the model.
+        names: of the tasks, in the order of the batches' task ids: what an adapter that routes by task knows them by.
+    """
+
+    def __init__(self, backbone: Backbone, names: Sequence[str] = ()) -> None:
         super().__init__()
+        self._places_T = places_of(backbone.model, names)
         self.model = backbone.model
         self.form = backbone.form
         half = backbone.half
@@ -72,7 +78,8 @@ class LossModule(nn.Module):
         """Compute -log p of every labelled token; for encoders cross-entropy or squared error of every example."""
         # an encoder-decoder's batches know the tasks of targets: one per row, and -1 behind the last
         ids = batch["task_ids"].amax(dim=1) if self.form == "seq2seq" else batch["task_ids"]
-        set_task_ids(self.model, ids)
+        if self._places_T is not None:  # -1, of padding, stays unknown
+            set_task_ids(self.model, torch.where(ids >= 0, self._places_T.to(ids.device)[ids], UNKNOWN))
         if self.form == "encoder":
             return head_losses(self.model, batch)
         hidden_BSD = hidden_states(self.model, batch)

@@ -123,7 +123,7 @@ def train(
         (folder / "tracking").mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DIR", str(folder / "tracking"))
     arguments = training_arguments(backbone, batches, config, folder, seed)
-    losses = LossModule(backbone)
+    losses = LossModule(backbone, names)
     stored_dtypes = _train_in_float32(
         losses, with_frozen=backbone.half is not None and not (arguments.bf16 or arguments.fp16)
     )

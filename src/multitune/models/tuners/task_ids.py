@@ -83,9 +83,13 @@ def set_tasks(model: Any, names: Sequence[str]) -> None:
         model: as for `set_task_ids`.
         names: one per row, or one for all rows; a name that the adapter does not know is answered by the average.
     """
+    set_task_ids(model, places_of(model, names))
+
+
+def places_of(model: Any, names: Sequence[str]) -> Tensor | None:
+    """Return where tasks stand among those of the adapter, int64 [T]: UNKNOWN where nowhere; None without routing."""
     if task_ids_of(model) is None:
-        return
+        return None
     carrier = model.encoder if hasattr(model, "heads") else model
     known = list(carrier.active_peft_config.tasks or ())
-    ids = [known.index(name) if name in known else UNKNOWN for name in names]
-    set_task_ids(model, torch.tensor(ids))
+    return torch.tensor([known.index(name) if name in known else UNKNOWN for name in names])
