@@ -209,7 +209,7 @@ def test_what_names_tell_of_the_route_is_what_the_adapted_model_takes(make_model
     assert known_route("a_family_of_next_year", "lora", flash=False) is None
 
 
-def test_every_prompt_learning_method_of_peft_trains_unpacked() -> None:
+def test_every_prompt_learning_method_trains_unpacked() -> None:
     from peft.config import PromptLearningConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -218,7 +218,8 @@ def test_every_prompt_learning_method_of_peft_trains_unpacked() -> None:
         for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
         if issubclass(config, PromptLearningConfig)
     }
-    assert learning | {"lily"} == set(UNPACKED_METHODS)
+    soft_prompts_of_ours = {"dept", "ept", "mpt"}
+    assert learning | soft_prompts_of_ours | {"lily"} == set(UNPACKED_METHODS)
 
 
 def test_only_causal_rows_of_a_route_are_packed() -> None:

@@ -74,7 +74,7 @@ UNPACKED_METHODS = (
     "cartridge", "cpt", "dept", "ept", "mpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning",
     "lily",
 )  # fmt: skip
-"""Methods of peft under which nothing keeps packed examples apart: virtual tokens stand before the row, not before each
+"""Methods under which nothing keeps packed examples apart: virtual tokens stand before the row, not before each
 example; and Lily (in peft 0.21) weighs its experts by a mean over all tokens of the batch."""
 
 _PROBE_LENGTHS = (7, 4, 9)
