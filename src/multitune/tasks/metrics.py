@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from multitune.errors import MultituneError, nearest
+from multitune.tasks.code_bleu import codebleu_of
+from multitune.tasks.python_source import same_code
 from multitune.tasks.task import Kind, Task
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -242,6 +244,16 @@ def chrf(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) 
     return float(CHRF().corpus_score(list(predictions), _reference_streams(predictions, references)).score)
 
 
+def codebleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
+    """CodeBLEU of a corpus of Python (`multitune.tasks.code_bleu`); of several references the nearest one counts."""
+    _paired(predictions, references)
+    nearest_ones = []
+    for text, several in zip(predictions, map(_references, references), strict=True):
+        values = [codebleu_of([text], [one]) for one in several]
+        nearest_ones.append(several[values.index(max(values))])
+    return codebleu_of(predictions, nearest_ones)
+
+
 def _reference_streams(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[Any]]:
     """Stream i holds every example's i-th reference; None where it has fewer."""
     _paired(predictions, references)
@@ -305,6 +317,8 @@ METRICS: dict[str, Metric] = {
     "rouge_l": _of_means("rouge_l", ("generate",), _best(rouge_l)),
     "chrf": Metric("chrf", ("generate",), True, chrf),
     "bleu": Metric("bleu", ("generate",), True, bleu),
+    "codebleu": Metric("codebleu", ("generate",), True, codebleu),
+    "ast_match": _of_means("ast_match", ("generate",), _best(same_code)),
     "numeric_match": _of_means("numeric_match", ("generate",), _best(same_number)),
     "pearson": Metric("pearson", ("regress",), True, pearson),
     "spearman": Metric("spearman", ("regress",), True, spearman),
