@@ -71,6 +71,21 @@ def train_step(**settings):
             "None of the tasks of 'dev' has validation rows",
             "steps.dev",
         ),
+        (
+            lambda r: r.update(score={"shots": 2}),
+            "Task 'mark' has no validation rows to show as demonstrations",
+            "score.shots",
+        ),
+        (
+            lambda r: r["steps"].update(few={"do": "score", "curve": [0, 2], "tasks": ["mark"]}),
+            "Task 'mark' has no validation rows to show as demonstrations",
+            "steps.few",
+        ),
+        (
+            lambda r: r.update(model={"name": "tiny", "form": "encoder"}, score={"shots": 2}) or r["tasks"].pop("echo"),
+            "An encoder, which answers by its heads, reads no demonstrations",
+            "score.shots",
+        ),
         (lambda r: r["steps"].update(dev={"do": "score", "tasks": ["sgin"]}), "Did you mean 'sign'", "steps.dev.tasks"),
         (lambda r: r["steps"]["joint"].update(tasks=["sign", "sign"]), "named twice", "steps.joint.tasks.1"),
         (

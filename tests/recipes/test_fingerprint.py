@@ -44,6 +44,17 @@ def test_training_settings_do_not_score_the_base_again(go, recipe):
     assert go("tasks.echo.train.rows=20", "tasks.echo.weight=2") == ["joint", "joint@score"]
 
 
+def test_demonstrations_that_change_are_shown_anew(go, recipe, data):
+    recipe["steps"] = {"few": {"do": "score", "shots": 2, "rows": 2, "tasks": ["sign"]}}
+    recipe["score"] = False
+    assert go() == ["few"]
+    assert go() == []
+    assert go("steps.few.demonstrations.seed=1") == ["few"]
+    train = data / "data" / "sign" / "train.jsonl"
+    train.write_text(train.read_text().replace("number 7", "number 70"))
+    assert go("steps.few.demonstrations.seed=1") == ["few"]
+
+
 def test_logging_settings_change_nothing(go):
     go()
     assert go("steps.joint.training.logging_steps=2", "steps.joint.training.save_steps=7") == []

@@ -19,6 +19,7 @@ from multitune.recipes.plan import plan
 from multitune.recipes.scoring import score_model
 from multitune.reporting.report import write_report
 from multitune.reporting.run_folder import read_run
+from multitune.scoring.score import ScoreConfig
 from multitune.scoring.scoreboard import Scoreboard
 from tests.small_llama import small_llama
 
@@ -76,10 +77,10 @@ def test_a_run_can_be_moved_and_its_fusion_scored_and_loaded(fused, write, tmp_p
     run(load_recipe(write(fused)), tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / "moved")
     file = tmp_path / "moved" / "steps" / "fused" / "model" / "fusion.json"
-    scores = score_model(str(file), tmp_path / "recipe.yaml", out=tmp_path / "out", rows=2, seed=0)
+    scores = score_model(str(file), tmp_path / "recipe.yaml", out=tmp_path / "out", seed=0, config=ScoreConfig(rows=2))
     assert {score.task for score in scores} == {"sign", "echo", "mark"}
     assert (tmp_path / "out" / "coefficients" / "echo.jsonl").exists()
-    assert score_model(str(file.parent), tmp_path / "recipe.yaml", out=None, rows=2, seed=0)
+    assert score_model(str(file.parent), tmp_path / "recipe.yaml", out=None, seed=0, config=ScoreConfig(rows=2))
 
     shared = load_fusion(file).model
     assert len(shared.roles) == 2  # the large model, and one small one for base and adapters

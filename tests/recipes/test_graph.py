@@ -34,6 +34,25 @@ def test_scoring_can_be_switched_off_and_asked_for(recipe, write):
     assert (nodes[1].model, nodes[1].tasks, nodes[1].config.rows) == ("joint", ("mark",), 2)
 
 
+def test_a_curve_is_one_score_for_every_number_of_shots(recipe, write):
+    recipe["steps"]["few"] = {"do": "score", "curve": [0, 4], "tasks": ["sign"], "demonstrations": {"seed": 3}}
+    nodes = build(load_recipe(write(recipe)))[-2:]
+    assert [(n.name, n.config.shots, n.config.demonstrations.seed) for n in nodes] == [
+        ("few@0-shot", 0, 3),
+        ("few@4-shot", 4, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [({"curve": [0, 1], "shots": 1}, "keep one of the two"), ({"curve": [1, 1]}, "twice"), ({"curve": [-1]}, "0")],
+)
+def test_a_curve_that_says_two_things_is_refused(recipe, write, keys, what):
+    recipe["steps"]["few"] = {"do": "score", "tasks": ["sign"], **keys}
+    with pytest.raises(MultituneErrors, match=what):
+        load_recipe(write(recipe))
+
+
 def test_a_step_can_start_from_the_model_of_one_task_alone(recipe, write):
     recipe["steps"] = {
         "further": {"model": "alone.sign", "tasks": ["echo"]},

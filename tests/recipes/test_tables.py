@@ -17,6 +17,7 @@ from multitune.recipes.predicting import predict_files
 from multitune.recipes.scoring import score_model
 from multitune.reporting.report import write_report
 from multitune.scoring.predictions import read_predictions
+from multitune.scoring.score import ScoreConfig
 from multitune.scoring.scoreboard import Scoreboard
 
 BOOSTED = {"estimator": "rmtgb", "estimator_options": {"n_estimators": [5, 0, 5], "learning_rate": 0.5}}
@@ -201,7 +202,7 @@ def test_a_saved_estimator_is_asked_and_scored_outside_the_run(tables, go, tmp_p
     assert [answer.prediction for answer in answers] == [one.prediction for one in kept[:5]]
     found = {
         score.task: score.metrics["mse"]
-        for score in score_model(str(model), write(tables), out=None, rows=None, seed=0)
+        for score in score_model(str(model), write(tables), out=None, seed=0, config=ScoreConfig())
     }
     assert found["north"] == scores(tmp_path / "run")["boosted", "north", "mse"]
     with pytest.raises(MultituneError, match="several tasks"):

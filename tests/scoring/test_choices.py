@@ -15,7 +15,6 @@ from multitune.errors import MultituneError
 from multitune.models.loading import Backbone
 from multitune.scoring.choices import (
     choice_log_probabilities,
-    normalised,
     shares_prompts,
     whole_text_log_probabilities,
 )
@@ -140,12 +139,6 @@ def test_choices_that_cannot_be_scored_are_refused(backbone_of, choices):
     with pytest.raises(MultituneError) as refused:
         choice_log_probabilities(backbone_of("llama"), [[5], [6]], [[[7]], choices])
     assert "prompt 1" in refused.value.where
-
-
-def test_lengths_can_be_taken_out():
-    found = normalised(np.array([-2.0, -3.0]), [[7], [8, 9]])
-    assert found.tolist() == [-2.0, -1.5]
-    assert normalised(np.array([-2.0, -3.0]), ["ab", "abcd"]).tolist() == [-1.0, -0.75]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

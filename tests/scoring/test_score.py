@@ -19,8 +19,10 @@ from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import encoder_with_heads
 from multitune.models.loading import Backbone
+from multitune.scoring.choosing import choice_tokens
 from multitune.scoring.predictions import read_predictions
-from multitune.scoring.score import ScoreConfig, choice_tokens, sample, save_predictions, score_tasks, scored_split
+from multitune.scoring.rows import sample
+from multitune.scoring.score import ScoreConfig, save_predictions, score_tasks, scored_split
 from multitune.tasks.prompting import prompted_examples, resolve
 from multitune.tasks.task import Example, Prompted, Task
 

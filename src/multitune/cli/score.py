@@ -19,14 +19,39 @@ def score(
     out: Annotated[Path | None, typer.Option("--out", help="Keep scores and predictions in this folder.")] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="At most so many examples per task.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the intervals' resampling.")] = 0,
+    shots: Annotated[
+        str, typer.Option("--shots", help="Demonstrations before every question: 4, or 0,1,2,4 for a curve.")
+    ] = "0",
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="The same demonstrations before all questions, read once.")
+    ] = False,
+    draw_seed: Annotated[int, typer.Option("--draw-seed", min=0, help="Of the demonstrations' draw.")] = 0,
+    instruction: Annotated[str, typer.Option("--instruction", help="Stands on top of every prompt.")] = "",
+    normalisation: Annotated[
+        str,
+        typer.Option(
+            "--normalisation", help="How choices are compared: none, token, character, byte, unconditional; or all."
+        ),
+    ] = "none",
     json: Json = False,
 ) -> None:
     """Score a model on every task of a file that has test or validation rows."""
     from multitune.cli.output import answer_json, speak
     from multitune.recipes.scoring import score_model
+    from multitune.scoring.in_context.demonstrations import Demonstrations
+    from multitune.scoring.score import ScoreConfig
 
     speak()
-    scores = score_model(model, tasks, out=out, rows=rows, seed=seed)
+    curve = _numbers(shots)
+    config = ScoreConfig(
+        rows=rows,
+        shots=curve[0],
+        demonstrations=Demonstrations(
+            draw="fixed" if fixed else "per_item", seed=draw_seed, instruction=instruction.replace("\\n", "\n")
+        ),
+        **_comparison(normalisation),
+    )
+    scores = score_model(model, tasks, out=out, seed=seed, config=config, curve=curve if len(curve) > 1 else ())
     answer: dict[str, Any] = {
         "model": model,
         "out": out,
@@ -35,10 +60,16 @@ def score(
                 "task": s.task,
                 "split": s.split,
                 "n": s.n,
+                "shots": s.shots,
+                "shots_used": s.shots_used,
+                "draw_seed": s.draw_seed,
+                "prompts": s.prompts,
+                "normalisation": s.normalisation,
                 "metrics": s.metrics,
                 "intervals": {name: list(interval) for name, interval in s.intervals.items()},
             }
-            for s in scores
+            for whole in scores
+            for s in (whole, *whole.others)
         ],
     }
     if json:
@@ -49,20 +80,64 @@ def score(
         typer.echo(f"\nscores and predictions: {out}")
 
 
+def _numbers(shots: str) -> list[int]:
+    """Return the numbers of shots, each once."""
+    from multitune.errors import MultituneError
+
+    try:
+        found = [int(number) for number in shots.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise MultituneError(
+            f"'{shots}' is no number of demonstrations.", "--shots", "Write --shots 4, or --shots 0,1,2,4 for a curve."
+        )
+    return found
+
+
+def _comparison(normalisation: str) -> dict[str, Any]:
+    """Return the keys of the config that say how choices are compared."""
+    from multitune.errors import MultituneError, nearest
+    from multitune.scoring.normalisations import NORMALISATIONS
+
+    if normalisation == "all":
+        return {"all_normalisations": True}
+    if normalisation not in NORMALISATIONS:
+        known = [*NORMALISATIONS, "all"]
+        raise MultituneError(
+            f"There is no normalisation '{normalisation}'.{nearest(normalisation, known)}",
+            "--normalisation",
+            f"Use one of: {', '.join(known)}.",
+        )
+    return {"choice_normalisation": normalisation}
+
+
 def _print(scores: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from multitune.cli.output import stdout_console
 
+    several = {name for name in ("shots", "normalisation") if len({one[name] for one in scores}) > 1}
+    shown = several | ({"shots"} if any(one["shots"] for one in scores) else set())
     table = Table(box=None, padding=(0, 1))
     for name in ("task", "split", "metric"):
         table.add_column(name)
+    if "normalisation" in shown:
+        table.add_column("normalisation")
+    if "shots" in shown:
+        table.add_column("shots", justify="right")
     for name in ("n", "value", "95 % interval"):
         table.add_column(name, justify="right")
     for one in scores:
         for metric, value in one["metrics"].items():
             low, high = one["intervals"][metric]
-            table.add_row(
-                one["task"], one["split"], metric, f"{one['n']:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}"
-            )
+            cells = [one["task"], one["split"], metric]
+            cells += [one["normalisation"]] * ("normalisation" in shown) + [_shots(one)] * ("shots" in shown)
+            table.add_row(*cells, f"{one['n']:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}")
     stdout_console().print(table)
+
+
+def _shots(one: dict[str, Any]) -> str:
+    """Return the demonstrations asked for, and where fewer fitted, how many stood there on average."""
+    used = one["shots_used"]
+    return str(one["shots"]) if used == one["shots"] else f"{one['shots']} ({used:.1f} fit)"

@@ -167,6 +167,12 @@ def plain_prompt(prompted: Prompted) -> str:
     return text
 
 
+def plain_text(prompted: Prompted) -> str:
+    """The whole text with the target, without a chat template."""
+    prompt = plain_prompt(prompted)
+    return prompt + _with_space(prompt, plain_segments(prompted)[-1][0])
+
+
 def _encode_plain(prompted: Sequence[Prompted], tokenizer: Any) -> list[Encoded]:
     before, _ = text_affixes(tokenizer)
     eos = end_of_text(tokenizer)

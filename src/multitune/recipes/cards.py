@@ -184,12 +184,14 @@ def loading_code(folder: Path, base: str, place: str) -> str:
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    from multitune.scoring.scoreboard import as_chosen
+
     if not rows:
         return []
     lines = [
         f"| {row['task']} | {row['split']} | {row['metric']} | {row['value']:.3f} "
         f"| {row['low']:.3f} to {row['high']:.3f} | {row['n']:,} |"
-        for row in rows
+        for row in as_chosen(rows)
     ]
     head = "| task | split | metric | value | 95 % interval | examples |\n|---|---|---|---|---|---|"
     return [f"## Scores\n\n{head}\n" + "\n".join(lines)]

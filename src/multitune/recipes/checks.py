@@ -18,6 +18,7 @@ from multitune.recipes.graph import build, with_all_experts
 from multitune.recipes.merge_checks import check_merge, is_model, made_estimators, made_models, outside_model
 from multitune.recipes.reading import Document, KeyPath
 from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, ScoreStep, TrainStep
+from multitune.recipes.shot_checks import check_shots
 from multitune.recipes.table_checks import check_estimator, check_model_is_there, check_table_tasks
 from multitune.scoring.score import scored_split
 from multitune.tasks.metrics import metric
@@ -41,6 +42,8 @@ def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]
     for name, task in recipe.tasks.items():
         yield from _check_task(name, task, recipe, document)
     yield from check_table_tasks(recipe, document)
+    if recipe.score:
+        yield from check_shots(recipe.score, tuple(recipe.tasks), recipe, document, ("score",))
     for name, step in recipe.steps.items():
         if isinstance(step, EstimatorStep):
             yield from _check_trained_tasks(name, step, recipe, document)
@@ -354,6 +357,8 @@ def _check_score(name: str, step: ScoreStep, recipe: Recipe, document: Document)
     named = step.tasks if isinstance(step.tasks, tuple) else tuple(recipe.tasks)
     yield from _check_task_names(named, tuple(recipe.tasks), recipe, document, (*key, "tasks"))
     tasks = [recipe.tasks[task] for task in named if task in recipe.tasks]
+    for config in list(step.settings.values())[-1:]:  # a curve's settings differ in the number of shots alone
+        yield from check_shots(config, named, recipe, document, key)
     if tasks and not any(scored_split(task, step.split) for task in tasks):
         yield MultituneError(
             f"None of the tasks of '{name}' has {step.split} rows.",

@@ -11,6 +11,8 @@ from typing import Any
 from multitune.models.config import ModelConfig
 from multitune.recipes.graph import EstimatorNode, FuseNode, MergeNode, ScoreNode, TrainNode
 from multitune.recipes.schema import BASE, Recipe
+from multitune.scoring.in_context.demonstrations import demonstration_split
+from multitune.scoring.score import ScoreConfig
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
 
@@ -88,6 +90,7 @@ def score_fingerprint(
             "score": node.config.model_dump(mode="json"),
             "tasks": [task.model_dump(mode="json", exclude=_ONLY_TRAINED) for task in tasks],
             "rows": [(split, _rows(task, split, recipe.folder)) for task in tasks if (split := splits[task.name])],
+            "demonstrations": [_demonstrations(task, node.config, recipe.folder) for task in tasks],
             "cut": [_fractions(task) for task in tasks],
             "seed": recipe.seed if node.model == BASE and _has_random_heads(recipe) else None,
             "model": model,
@@ -179,6 +182,10 @@ def _rows(task: Task, split: Split, folder: Path) -> str:
     if source.fraction is not None and task.train is not None:
         return f"{source_fingerprint(task.train, folder)}/{source.rows}"
     return source_fingerprint(source, folder)
+
+
+def _demonstrations(task: Task, config: ScoreConfig, folder: Path) -> str:
+    return _rows(task, demonstration_split(task, config.demonstrations), folder) if config.shots else ""
 
 
 def _fractions(task: Task) -> list[float | None]:

@@ -55,7 +55,7 @@ class EstimatorNode:
 
 @dataclass(frozen=True)
 class ScoreNode:
-    """Scores ``model`` on ``tasks``; its name is "<model>@score", or the score step's own."""
+    """Scores ``model`` on ``tasks``; its name is "<model>@score", the score step's own, or "<step>@4-shot"."""
 
     name: str
     model: str
@@ -114,8 +114,7 @@ def build(recipe: Recipe) -> list[Node]:
         step = recipe.steps[name]
         if isinstance(step, ScoreStep):
             tasks = tuple(recipe.tasks) if step.tasks == "all" else step.tasks
-            config = ScoreConfig(**step.model_dump(exclude={"do", "model", "tasks"}))
-            nodes.append(ScoreNode(name, step.model, tasks, config))
+            nodes += [ScoreNode(name + suffix, step.model, tasks, one) for suffix, one in step.settings.items()]
             continue
         if isinstance(step, EstimatorStep):
             for fitted in estimator_nodes(name, step, recipe):

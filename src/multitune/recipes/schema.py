@@ -63,11 +63,29 @@ class EstimatorStep(BaseModel):
 
 
 class ScoreStep(ScoreConfig):
-    """Scores a model beside the scores that every model gets anyway: other splits, rows or templates."""
+    """Scores a model beside the scores that every model gets anyway: other splits, rows, templates or shots."""
 
     do: Literal["score"]
     model: str = Field(BASE, description="base, a step's name, or STEP.TASK of a step with tasks: each")
     tasks: Literal["all"] | tuple[str, ...] = "all"
+    curve: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="numbers of shots, scored one after the other as STEP@K-shot: a curve; instead of shots"
+    )
+
+    @model_validator(mode="after")
+    def _shots_or_curve(self) -> ScoreStep:
+        if self.curve and "shots" in self.model_fields_set:
+            raise ValueError("shots gives one number of demonstrations and curve several; keep one of the two")
+        if len(set(self.curve)) < len(self.curve):
+            raise ValueError("a number of shots is listed twice in curve")
+        return self
+
+    @property
+    def settings(self) -> dict[str, ScoreConfig]:
+        """How the model is scored, by what is put behind the step's name: "" once, or "@4-shot" of a curve."""
+        config = ScoreConfig(**self.model_dump(exclude={"do", "model", "tasks", "curve"}))
+        at_shots = {f"@{shots}-shot": config.model_copy(update={"shots": shots}) for shots in self.curve}
+        return at_shots or {"": config}
 
 
 class FuseStep(FusionConfig):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +28,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("multitune.recipes")
 
 
-def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, seed: int) -> list[TaskScore]:
+def score_model(
+    model: str, file: Path, *, out: Path | None, seed: int, config: ScoreConfig, curve: Sequence[int] = ()
+) -> list[TaskScore]:
     """Return the scores of a model on every task of a file that has test or validation rows.
 
     Args:
         model: folder of a whole model or adapter, hub id, or the name of the embedded base.
         file: a recipe or suite file; only its tasks are read.
         out: receives ``scoreboard.parquet`` and ``predictions/``; None keeps nothing.
-        rows: at most so many examples per task.
         seed: of the intervals' resampling.
+        config: how it is scored.
+        curve: numbers of shots; the tasks are scored with each, one after the other. () keeps the config's own.
 
     Raises:
         MultituneError: the file, a task, the data or the model is not as it should be.
@@ -43,7 +48,6 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     from multitune.scoring.scoreboard import Scoreboard, measures, score_rows
     from multitune.tasks.prompting import resolve
 
-    config = ScoreConfig(rows=rows)
     found, folder = tasks_of(file)
     tasks = [task for task in found if scored_split(task, config.split)]
     if out is not None:
@@ -56,16 +60,21 @@ def score_model(model: str, file: Path, *, out: Path | None, rows: int | None, s
     if is_table_model(Path(model)):
         table = load_table_model(Path(model))
         resolved = that_it_answers(table, [resolve(as_table_task(task), folder) for task in tasks])
-        scores = score_tables(table, resolved, folder, config, seed=seed)
+        score: Any = partial(score_tables, table)
     else:
         resolved = [resolve(task, folder) for task in tasks]
         backbone = backbone_of(model, resolved, seed)
         if backbone.form == "encoder":
             resolved = with_heads(backbone, resolved)
-        score = score_fused(out / "coefficients") if out is not None and is_fused(Path(model)) else score_tasks
-        scores = score(backbone, resolved, folder, config, seed=seed)
+        fused = out is not None and is_fused(Path(model))
+        score = partial(score_fused(out / "coefficients") if out is not None and fused else score_tasks, backbone)
+    scores: list[TaskScore] = []
+    for shots in curve or [config.shots]:
+        new = score(resolved, folder, config.model_copy(update={"shots": shots}), seed=seed)
+        if out is not None:
+            save_predictions(new, out / "predictions" / (f"{shots}-shot" if curve else ""))
+        scores += new
     if out is not None:
-        save_predictions(scores, out / "predictions")
         board = Scoreboard.load(out / "scoreboard.parquet")
         board.append(score_rows(measures(scores), run=file.stem, step="score", model=model, seed=seed))
         board.save(out / "scoreboard.parquet")

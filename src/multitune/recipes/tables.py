@@ -200,6 +200,10 @@ def score_tables(
     """
     from multitune.scoring.score import Answers, measure, scored_rows
 
+    if config.shots:
+        raise MultituneError(
+            "An estimator of tables reads no demonstrations.", f"shots: {config.shots}", "Set shots: 0 for it."
+        )
     scores = []
     for task in tasks:
         split, rows = scored_rows(task, folder, config)

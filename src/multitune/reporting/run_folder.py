@@ -86,7 +86,7 @@ def read_run(folder: Path) -> Run:
     """
     import yaml
 
-    from multitune.scoring.scoreboard import Scoreboard
+    from multitune.scoring.scoreboard import Scoreboard, as_chosen
 
     if not is_run(folder):
         raise MultituneError(
@@ -114,7 +114,7 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         recipe_text=text,
         facts=read_json(folder / "run.json"),
-        scores=[row for row in Scoreboard.load(board).rows if CANDIDATE not in row["step"]],
+        scores=as_chosen(row for row in Scoreboard.load(board).rows if CANDIDATE not in row["step"]),
         searches={node: found for node in nodes if (found := read_json(steps / node / "search.json"))},
         learned={node: found for node in nodes if (found := read_json(steps / node / "coefficients.json"))},
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},

@@ -82,14 +82,6 @@ def whole_text_log_probabilities(
         return _whole_texts(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, None)
 
 
-def normalised(log_probabilities: np.ndarray, choices: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Return log-probabilities divided by the lengths of the choices: per token for token ids, per letter for texts.
-
-    Choices of several lengths compete on even terms after it (per token: Brown et al. 2020, section 2.4).
-    """
-    return log_probabilities / np.array([len(choice) for choice in choices])
-
-
 def shares_prompts(model: nn.Module) -> bool:
     """Whether a prompt's state can be computed once and copied for every choice."""
     inner = without_adapters(model)

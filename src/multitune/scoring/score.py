@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from multitune.errors import MultituneError
+from multitune.scoring.in_context.demonstrations import Demonstrations
+from multitune.scoring.in_context.packing import with_demonstrations
+from multitune.scoring.normalisations import Normalisation
 from multitune.scoring.predictions import Prediction, write_predictions
+from multitune.scoring.rows import sample
 from multitune.tasks.task import Split
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ class ScoreConfig(BaseModel):
         split: which examples are scored; a task without this split is scored on its validation split.
         templates: "first" asks every example through the task's first template, "all" through each.
         batch_tokens: tokens of a batch, padding included; memory grows with it.
-        choice_normalisation: "none" compares choices by their log-probability, "token" and "character" by that divided
-            by the choice's length.
+        shots: so many solved rows stand before every question, as far as they fit the model's positions.
+        demonstrations: how they are drawn and written.
+        choice_normalisation: how choices are compared, see ``scoring.normalisations``: by their log-probability
+            ("none"), by that per "token", "character" or "byte", or by what the context adds ("unconditional").
+        all_normalisations: the scores under every other normalisation are reported too, of the same pass.
+        answer_context: what "unconditional" holds a choice against.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +51,11 @@ class ScoreConfig(BaseModel):
     split: Split = "test"
     templates: Literal["first", "all"] = "first"
     batch_tokens: int = Field(default=4096, ge=1)
-    choice_normalisation: Literal["none", "token", "character"] = "none"
+    shots: int = Field(default=0, ge=0)
+    demonstrations: Demonstrations = Demonstrations()
+    choice_normalisation: Normalisation = "none"
+    all_normalisations: bool = False
+    answer_context: str = "Answer:"
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,12 @@ class TaskScore:
         intervals: 95 % bootstrap interval of every metric over examples.
         predictions: every answer, in the order of the data.
         unparsed: answers without a number where one was asked for (regress on a language model); they count as 0.
+        shots: demonstrations before a question that were asked for.
+        shots_used: how many stood there, in the mean over questions.
+        draw_seed: of the demonstrations.
+        prompts: digest of what was asked, see ``in_context.packing``; "" where no language model answered.
+        normalisation: under which choices were compared; "" where nothing was chosen.
+        others: the same answers' scores under the other normalisations, where all were asked for.
     """
 
     task: str
@@ -69,14 +84,24 @@ class TaskScore:
     intervals: dict[str, tuple[float, float]]
     predictions: list[Prediction] = field(repr=False)
     unparsed: int = 0
+    shots: int = 0
+    shots_used: float = 0.0
+    draw_seed: int = 0
+    prompts: str = ""
+    normalisation: str = ""
+    others: tuple[TaskScore, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers: as metrics take them (index, text or number), and how many held no number."""
+    """A model's answers: as metrics take them (index, text or number), and how many held no number.
+
+    ``by_normalisation`` holds those of choices under every normalisation asked for, the first being ``values``.
+    """
 
     values: list[Any]
     unparsed: int = 0
+    by_normalisation: Mapping[Normalisation, list[int]] = field(default_factory=dict)
 
 
 def score_tasks(
@@ -124,10 +149,23 @@ def _score_task(
 ) -> TaskScore:
     split, rows = scored_rows(task, folder, config)
     report = None if progress is None else lambda done, total: progress(task.name, done, total)
-    answers = answers_of(backbone, task, rows, config, report)
+    packed = with_demonstrations(backbone, task, rows, folder, config)
+    answers = answers_of(backbone, task, packed.rows, config, report)
     if answers.unparsed:
         logger.warning("%s: %d of %d answers hold no number; they count as 0.", task.name, answers.unparsed, len(rows))
-    return measure(task, split, rows, answers, seed)
+    by_normalisation: Mapping[Any, list[Any]] = answers.by_normalisation or {"": answers.values}
+    first, *others = (
+        replace(
+            measure(task, split, packed.rows, Answers(values, answers.unparsed), seed),
+            normalisation=name,
+            shots=config.shots,
+            shots_used=packed.mean_used,
+            draw_seed=config.demonstrations.seed,
+            prompts=packed.prompts,
+        )
+        for name, values in by_normalisation.items()
+    )
+    return replace(first, others=tuple(others))
 
 
 def scored_rows(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, list[Prompted]]:
@@ -160,27 +198,6 @@ def scored_rows(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, l
     return split, rows
 
 
-def sample(prompted: Iterable[Prompted], examples: int | None) -> list[Prompted]:
-    """Return a random sample of examples, each with all its templates, in the order in which they came.
-
-    An example is in by the digest of its id: the sample does not change with the order of the rows, with a seed or with
-    the model, and a smaller sample is part of a larger one. Holds no more than the sample in memory.
-
-    Args:
-        prompted: a stream in which an example's templates follow one another.
-        examples: at most so many examples; None keeps all.
-    """
-    if examples is None:
-        return list(prompted)
-    groups = (list(group) for _, group in groupby(prompted, key=lambda one: one.example.id))
-    kept = heapq.nsmallest(examples, enumerate(groups), key=lambda place: _digest(place[1][0].example.id))
-    return [one for _, group in sorted(kept, key=lambda place: place[0]) for one in group]
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
-
-
 def answers_of(
     backbone: Backbone,
     task: Task,
@@ -205,76 +222,15 @@ def answers_of(
         answers = head_predictions(backbone, task.name, prompts, batch_tokens=config.batch_tokens, progress=report)
         return Answers(answers.tolist())
     if task.kind in ("label", "choose"):
-        return Answers(_choose(backbone, task, rows, prompts, config, report))
+        from multitune.scoring.choosing import chosen
+
+        found = chosen(backbone, task, rows, prompts, config, report)
+        return Answers(found[config.choice_normalisation], by_normalisation=found)
     texts = _write(backbone, task, prompts, config, report)
     if task.kind == "generate":
         return Answers(list(texts))
     numbers = [NUMBER.search(text) for text in texts]
     return Answers([float(found[0]) if found else 0.0 for found in numbers], sum(not found for found in numbers))
-
-
-def _choose(
-    backbone: Backbone,
-    task: Task,
-    rows: Sequence[Prompted],
-    prompts: list[list[int]],
-    config: ScoreConfig,
-    report: Callable[[int, int], None] | None,
-) -> list[int]:
-    """Return the index of the most probable choice of every row."""
-    from multitune.scoring.choices import choice_log_probabilities, normalised
-
-    choices = choice_tokens(backbone, task, rows)
-    scores = choice_log_probabilities(backbone, prompts, choices, batch_tokens=config.batch_tokens, progress=report)
-    if config.choice_normalisation == "token":
-        scores = [normalised(score, one) for score, one in zip(scores, choices, strict=True)]
-    elif config.choice_normalisation == "character":
-        scores = [normalised(score, row.choices) for score, row in zip(scores, rows, strict=True)]
-    return [int(score.argmax()) for score in scores]
-
-
-def choice_tokens(backbone: Backbone, task: Task, rows: Sequence[Prompted]) -> list[list[list[int]]]:
-    """Return the token ids of every row's choices; rows that ask the same in the same place share one list.
-
-    Where the tokens of one choice begin another's ("1" and "10"), all choices of the row end with the end-of-text
-    token: without it the shorter one could never be less probable.
-
-    Raises:
-        MultituneError: a row without choices, or a choice without text.
-    """
-    from multitune.mixing.chats import uses_chat_template
-    from multitune.mixing.encoding import encode_choice, end_of_text
-
-    tokenizer, form = backbone.tokenizer, backbone.form
-    shared: dict[tuple[Any, ...], list[list[int]]] = {}
-    tokens = []
-    for row in rows:
-        _refuse_empty_choices(task, row)
-        # What stands right before a choice decides whether a space joins the two; a chat template decides for itself.
-        apart = None if row.messages else row.prompt[-1:].isspace() or not row.prompt
-        key = (row.choices, apart, id(row) if uses_chat_template(row, task.chat, tokenizer) else None)
-        if key not in shared:
-            encoded = [encode_choice(row, choice, tokenizer, form, task) for choice in row.choices]
-            if _one_begins_another(encoded):
-                encoded = [[*choice, end_of_text(tokenizer)] for choice in encoded]
-            shared[key] = encoded
-        tokens.append(shared[key])
-    return tokens
-
-
-def _refuse_empty_choices(task: Task, row: Prompted) -> None:
-    if not row.choices or not all(row.choices):
-        raise MultituneError(
-            f"Task '{task.name}' has {'a choice without text' if row.choices else 'no choices'} for this example.",
-            row.example.where,
-            "Give every choice a text in the task's choices.",
-        )
-
-
-def _one_begins_another(choices: Sequence[Sequence[int]]) -> bool:
-    """Whether the tokens of one choice are the beginning of a longer one."""
-    ordered = sorted({tuple(choice) for choice in choices})  # a beginning sorts right before what it begins
-    return any(after[: len(before)] == before for before, after in pairwise(ordered))
 
 
 def _write(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 
     from multitune.scoring.score import TaskScore
 
-KEY = ("run", "step", "model", "task", "split", "metric", "seed", "variant")
-COLUMNS = ("run", "step", "model", "task", "split", "metric", "value", "low", "high", "n", "seed", "variant")
+DEFAULTS: dict[str, Any] = {
+    "variant": "", "shots": 0, "shots_used": 0.0, "draw_seed": 0, "prompts": "", "normalisation": "",
+}  # fmt: skip
+"""What a column holds where a row does not say; boards of earlier versions lack some of them."""
+
+KEY = ("run", "step", "model", "task", "split", "metric", "seed", "variant", "shots", "draw_seed", "normalisation")
+COLUMNS = ("run", "step", "model", "task", "split", "metric", "value", "low", "high", "n", "seed", *DEFAULTS)
 
 
 class Scoreboard:
@@ -23,8 +28,9 @@ class Scoreboard:
 
     A row is a mapping with the keys of COLUMNS: the run's name, the step that left the model, the model's name, the
     task, its split, the metric, its value with the bounds of its 95 % interval, the number of scored examples, the
-    seed, and in a sweep the variant with its value on every axis ("seed=1,mixture=equal"; "" elsewhere, and where a row
-    does not say). A row that agrees with an earlier one in KEY takes its place.
+    seed, and in a sweep the variant with its value on every axis ("seed=1,mixture=equal"; "" elsewhere). Then how the
+    task was asked: demonstrations asked for and used (the mean over questions), the seed of their draw, a digest of all
+    prompts, and how choices were compared. A row that agrees with an earlier one in KEY takes its place.
     """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
@@ -39,7 +45,7 @@ class Scoreboard:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows; a row with the key of an existing one replaces it."""
         for row in rows:
-            row = {"variant": "", **row}
+            row = {**DEFAULTS, **row}
             if set(row) != set(COLUMNS):
                 raise ValueError(f"a scoreboard row has the keys {COLUMNS}, not {tuple(row)}")
             self._rows[tuple(row[name] for name in KEY)] = {name: row[name] for name in COLUMNS}
@@ -58,8 +64,7 @@ class Scoreboard:
             return cls()
         try:
             table = pyarrow.parquet.ParquetFile(path).read()
-            # boards of before there were sweeps have no column for their variants
-            columns = [name for name in COLUMNS if name != "variant" or name in table.column_names]
+            columns = [name for name in COLUMNS if name not in DEFAULTS or name in table.column_names]
             return cls(table.select(columns).to_pylist())
         except (pyarrow.ArrowException, OSError, KeyError) as error:
             raise MultituneError(
@@ -83,15 +88,30 @@ class Scoreboard:
 
 
 def measures(scores: Iterable[TaskScore]) -> list[dict[str, Any]]:
-    """Return what was measured, one mapping per task and metric: the Scoreboard's rows without whose they are."""
+    """Return what was measured, one mapping per task and metric: the Scoreboard's rows without whose they are.
+
+    What other normalisations make of the same choices follows what the chosen one does.
+    """
     return [
         {
             "task": score.task, "split": score.split, "metric": metric, "value": value,
             "low": score.intervals[metric][0], "high": score.intervals[metric][1], "n": score.n,
+            "shots": score.shots, "shots_used": score.shots_used, "draw_seed": score.draw_seed,
+            "prompts": score.prompts, "normalisation": score.normalisation,
         }
-        for score in scores
+        for whole in scores
+        for score in (whole, *whole.others)
         for metric, value in score.metrics.items()
     ]  # fmt: skip
+
+
+def as_chosen(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows without those of other normalisations than the chosen one, which stands first."""
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in rows:
+        row = {**DEFAULTS, **one}
+        first.setdefault(tuple(row.get(name) for name in KEY if name != "normalisation"), row)
+    return list(first.values())
 
 
 def score_rows(
@@ -105,6 +125,6 @@ def score_rows(
 def _schema() -> pyarrow.Schema:
     import pyarrow
 
-    numbers = {"value": pyarrow.float64(), "low": pyarrow.float64(), "high": pyarrow.float64()}
-    counts = {"n": pyarrow.int64(), "seed": pyarrow.int64()}
+    numbers = dict.fromkeys(("value", "low", "high", "shots_used"), pyarrow.float64())
+    counts = dict.fromkeys(("n", "seed", "shots", "draw_seed"), pyarrow.int64())
     return pyarrow.schema([(name, {**numbers, **counts}.get(name, pyarrow.string())) for name in COLUMNS])
