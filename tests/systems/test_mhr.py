@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multitune.systems.mhr import ARMS, CLAIMS, run_small
+from multitune.systems.routed_strings import END, FIRST_MARKER, FIRST_SYMBOL, SYMBOLS, compare, rows_of
 from multitune.systems.routing_world import NOISE, POWER, Rows, error, fit, for_one_task, make_world, routed_layer
 
 SMALL = {"tasks": 12, "rows": 24, "new_tasks": 2, "few": 16, "validation": 50}
@@ -45,10 +46,29 @@ def test_routing_alone_leaves_the_modules(world):
 
 def test_the_arms_tell_what_the_claims_ask(tmp_path):
     sizes = {**SMALL, "steps": 60, "few_steps": 10}
-    arms = {arm.name: run_small({**arm.settings, **sizes}, 0, tmp_path) for arm in ARMS}
-    assert {name for metrics in arms.values() for name in metrics} == {
-        "untouched", "joint", "full", "routing", "average",
-    }  # fmt: skip
-    assert len({round(metrics["untouched"], 6) for metrics in arms.values()}) == 1
+    strings = {"base_steps": 20, "steps": 20, "rates": (1e-2,)}
+    small = {"linear": sizes, "strings": strings}
+    arms = {arm.name: run_small({**arm.settings, **small[arm.settings["world"]]}, 0, tmp_path) for arm in ARMS}
+    linear = {arm.name for arm in ARMS if arm.settings["world"] == "linear"}
+    assert all(set(arms[name]) == {"untouched", "joint", "full", "routing", "average"} for name in linear)
+    assert all(set(arms[name]) == {"start_loss", "mixture_loss", "alignment"} for name in arms.keys() - linear)
+    assert len({round(arms[name]["untouched"], 6) for name in linear}) == 1
+    assert len({round(arms[name]["start_loss"], 6) for name in arms.keys() - linear}) == 1
     assert arms["MHR"]["joint"] < arms["Poly"]["joint"] < arms["LoRA"]["joint"]
     assert all(isinstance(claim.effect(arms), float) for claim in CLAIMS)
+
+
+def test_the_string_tasks_answer_by_order_and_replacement() -> None:
+    inputs, answers = rows_of(0, 3, torch.Generator().manual_seed(0))
+    assert inputs[:, 0].tolist() == [FIRST_MARKER] * 3 and answers[:, -1].tolist() == [END] * 3
+    assert torch.equal(inputs[:, 1:], answers[:, :-1])
+    inputs, answers = rows_of(6, 3, torch.Generator().manual_seed(0))  # reversed, plus 7
+    assert torch.equal((inputs[:, 1:].flip(1) - FIRST_SYMBOL + 7) % SYMBOLS, answers[:, :-1] - FIRST_SYMBOL)
+
+
+def test_the_best_rate_is_chosen_by_validation_rows() -> None:
+    shape = {"skills": 1, "heads": 1, "rank": 2, "routing_speed": 10.0}
+    settings = {"base_steps": 2, "base_rate": 1e-3, "rows": 1, "steps": 4} | shape
+    alone = {rate: compare(settings | {"rates": (rate,)}, 0)["mixture_loss"] for rate in (1e-5, 1e-2)}
+    assert alone[1e-2] < alone[1e-5]
+    assert compare(settings | {"rates": (1e-5, 1e-2)}, 0)["mixture_loss"] == pytest.approx(alone[1e-2])
