@@ -7,6 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from multitune.errors import MultituneError
 from multitune.models.loading import load_saved
 from multitune.models.tuners.mhr_tasks import export_lora
 from multitune.models.tuners.task_ids import set_tasks
@@ -58,3 +59,41 @@ def test_a_routing_rate_is_a_setting(routed, write, tmp_path):
     run(load_recipe(write(routed)), tmp_path / "run")
     saved = load_file(tmp_path / "run/steps/joint/model/adapter_model.safetensors")
     assert max(float(tensor.abs().max()) for name, tensor in saved.items() if "Z" in name) < 2e-3
+
+
+def test_annealed_mixtures_end_at_the_average_and_are_saved_so(routed, write, tmp_path):
+    routed["steps"]["joint"]["training"] |= {"routing_annealing_steps": 3}
+    run(load_recipe(write(routed)), tmp_path / "run")
+    place = tmp_path / "run/steps/joint/model"
+    saved = load_file(place / "adapter_model.safetensors")
+    assert not any(tensor.any() for name, tensor in saved.items() if "Z" in name)
+    model = load_saved(place).model.eval()
+    set_tasks(model, ["sign"])
+    known = output_of(model)
+    set_tasks(model, ["never trained"])
+    assert output_of(model).equal(known)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "training", "message"),
+    [
+        ("lora", {"routing_annealing_steps": 2}, "trains no mixtures"),
+        ({"method": "mhr", "n_splits": 4, "router": "private"}, {"routing_annealing_steps": 2}, "trains no mixtures"),
+        (
+            {"method": "mhr", "n_splits": 4},
+            {"routing_annealing_steps": 2, "eval_steps": 2, "load_best_model_at_end": True},
+            "Annealed mixtures end at the last step",
+        ),
+    ],
+)
+def test_annealing_that_cannot_be_is_refused_before_anything_is_read(routed, write, adapt, training, message):
+    routed["steps"]["joint"]["adapt"] = adapt
+    routed["steps"]["joint"]["training"] |= training
+    with pytest.raises(MultituneError, match=message):
+        load_recipe(write(routed))
+
+
+def test_annealing_longer_than_the_training_is_refused(routed, write, tmp_path):
+    routed["steps"]["joint"]["training"]["routing_annealing_steps"] = 7
+    with pytest.raises(MultituneError, match="last 7 steps of a training of 6"):
+        run(load_recipe(write(routed)), tmp_path / "run")

@@ -15,6 +15,7 @@ def check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError]
     """Check that what a step leaves can be trained further where another step does so."""
     for name, step in recipe.train_steps():
         start = recipe.steps.get(step.model.partition(".")[0])
+        yield from _check_annealing(name, step, recipe, document)
         if step.adapt.method == CONTINUE:
             yield from _check_continued(name, step, start, recipe, document)
             continue
@@ -29,6 +30,20 @@ def check_chains(recipe: Recipe, document: Document) -> Iterator[MultituneError]
                 f"Set steps.{step.model.partition('.')[0]}.export to merged"
                 + (", or train the adapter itself further (adapt: continue)." if adapter else "."),
             )
+
+
+def _check_annealing(name: str, step: TrainStep, recipe: Recipe, document: Document) -> Iterator[MultituneError]:
+    """Check that there are mixtures to be annealed."""
+    adapter = recipe.adapter_of(step)
+    if step.training.routing_annealing_steps and adapter.method != CONTINUE:
+        mixes = adapter.method == "mhr" and adapter.options.get("router", "skills") == "skills"
+        if mixes and adapter.options.get("trains") != "average":
+            return
+        yield MultituneError(
+            f"The step '{name}' trains no mixtures of modules that could be annealed.",
+            document.where(("steps", name, "training", "routing_annealing_steps")),
+            "Set adapt: mhr (with its router: skills), or remove routing_annealing_steps.",
+        )
 
 
 def _check_continued(

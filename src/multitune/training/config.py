@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from multitune.objectives.balancing.config import BalancerConfig
 from multitune.objectives.focal_config import FocalConfig
@@ -45,6 +54,9 @@ class TrainingConfig(BaseModel):
 
     routing_learning_rate: PositiveFloat | None = Field(
         None, description="of the weights by which tasks mix modules (adapt: mhr); default: 100 times learning_rate"
+    )
+    routing_annealing_steps: NonNegativeInt = Field(
+        0, description="last steps, in which all tasks' mixtures become the average of the modules (adapt: mhr)"
     )
     prompt_learning_rate: PositiveFloat | None = Field(
         None, description="of the prompt that dept and ept learn; default: 100 times learning_rate"
@@ -97,6 +109,8 @@ class TrainingConfig(BaseModel):
         for name in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(self, name) and self.eval_steps is None:
                 raise ValueError(f"{name} needs validation losses; set eval_steps too")
+            if getattr(self, name) and self.routing_annealing_steps:
+                raise ValueError(f"annealed mixtures end at the last step; take {name} or routing_annealing_steps out")
         if self.focal and self.aggregation != "task_sample_mean":
             raise ValueError(f"a focal loss scales task_sample_mean, not {self.aggregation}; set aggregation so")
         if self.focal and self.balancer and self.balancer.needs_gradients:

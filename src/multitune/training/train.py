@@ -40,6 +40,7 @@ from multitune.training.losses import LossModule
 from multitune.training.processes import any_of, broadcast, is_main, world_size
 from multitune.training.recomputing import recompute_activations
 from multitune.training.router_loss import RouterLoss, make_router_loss
+from multitune.training.routing_annealing import RoutingAnnealing
 from multitune.training.sharding import gathered, is_sharded
 from multitune.training.trainer import MultiTaskTrainer, refuse_nonfinite_weights
 from multitune.training.updates import fisher_masks, refuse_rule
@@ -157,6 +158,8 @@ def train(
             filled = steps_in(batches, config)
             per_epoch = filled * sum(len(table) for table in tables) / batches.mixture.total
             trainer.add_callback(HalfResampling(trainer, backbone.half, per_epoch, resumed_step))
+        if config.routing_annealing_steps:
+            trainer.add_callback(RoutingAnnealing(trainer, config.routing_annealing_steps))
         keep_tracker_files(trainer, folder / "tracking")
         evaluation = make_evaluation(trainer, validation, config, folder, resumed_step, seed)
         try:

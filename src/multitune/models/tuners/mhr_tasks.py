@@ -76,6 +76,19 @@ def anneal(model: Any, share: float) -> None:
 
 
 @torch.no_grad()
+def end_annealing(model: Any) -> None:
+    """Let the logits of every task say what annealing ended at, all modules alike, so that the saved adapter says it.
+
+    Args:
+        model: with an MHR adapter whose router is ``skills``, or a module that holds it.
+    """
+    for _, layer in routed_layers(model):
+        for adapter in layer.active_adapters:
+            layer.mhr_Z[adapter].zero_()
+        layer.annealing = 1.0
+
+
+@torch.no_grad()
 def lora_of(model: Any, task: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return one task's adapter as plain LoRA of the same rank: options of LoraConfig, and tensors by peft's names.
 
