@@ -154,8 +154,8 @@ SYSTEM = System(
         found=(
             "MHR-mu is no better here than a shared LoRA, as it must be in a world that needs routing: its published "
             "claim is not tested by it.",
-            "In the T5 gradients of different tasks are almost orthogonal whatever adapts it: MHR is ahead in every seed, "
-            "but by 0.011 of a cosine, and the interval of that mean holds zero.",
+            "In the T5 gradients of different tasks are almost orthogonal whatever adapts it: MHR is ahead in every "
+            "seed, but by 0.011 of a cosine, and the interval of that mean holds zero.",
         ),
         used="""
 steps:
