@@ -66,9 +66,9 @@ used. Inputs of the test split, one in ten by digest, were never trained on, nor
     python -m multitune.models.tiny.pretrain --steps {facts["steps"]} --seed {facts["seed"]} --out DIR
 
 {facts["seconds"] / 60:.1f} minutes on two cores of one CPU that other work shared, {facts["step"]:,} steps,
-{facts["tokens"] / 1e6:.1f} million tokens. Batches and schedule depend on the seed and the step alone, so that
-a training that was stopped goes on with `--resume` as if it had not been; another CPU rounds bfloat16 products in another
-order and ends with slightly other weights.
+{facts["tokens"] / 1e6:.1f} million tokens. Batches and schedule depend on the seed and the step alone, so
+that a training that was stopped goes on with `--resume` as if it had not been; another CPU rounds bfloat16 products in
+another order and ends with slightly other weights.
 """
 
 
