@@ -254,8 +254,8 @@ def test_the_gates_sum_to_one_and_do_not_matter_where_the_spaces_are_alike():
     shake(host)
     assert float(host.gates("default").detach().sum()) == pytest.approx(1)
     with torch.no_grad():
-        for kind in (host.space_D, host.space_U):
-            kind["default"].copy_(kind["default"][:1].expand(3, -1, -1))
+        host.space_D["default"].copy_(host.space_D["default"][:, :1].expand(-1, 3, -1))
+        host.space_U["default"].copy_(host.space_U["default"][:1].expand(3, -1, -1))
         before = host.projected("default")
         host.space_gate["default"].mul_(-5).add_(torch.tensor([1.0, 2.0, 3.0]))
         assert before.abs().max() > 0
@@ -267,7 +267,7 @@ def test_the_spaces_are_their_equation():
     shake(host)
     p, d, u = (getattr(host, kind)["default"].detach() for kind in ("vectors", "space_D", "space_U"))
     gate = torch.softmax(p.mean(0) @ host.space_gate["default"].detach(), 0)
-    expected = sum(gate[k] * torch.relu(p @ d[k]) @ u[k] for k in range(2))
+    expected = sum(gate[k] * torch.relu(p @ d[:, k]) @ u[k] for k in range(2))
     torch.testing.assert_close(host.projected("default").detach(), expected)
 
 

@@ -7,7 +7,7 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, breadcrumbs, hft, lines, logit_fusion, mftcoder, mhr, multitab, rmtgb
+from multitune.systems import atlas, breadcrumbs, ept, hft, lines, logit_fusion, mftcoder, mhr, multitab, rmtgb
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -144,14 +144,7 @@ _GALLERY = (
     ),
     mftcoder.SYSTEM,
     hft.SYSTEM,
-    System(
-        22,
-        "EPT",
-        "Efficient Prompt Tuning by Multi-Space Projection and Prompt Fusion",
-        "arXiv 2405.11464, AAAI 2025",
-        "A short prompt with low-rank offsets and several projections is better and faster than a long one.",
-        "adaptation",
-    ),
+    ept.SYSTEM,
     System(
         23,
         "Co-citation MoE",

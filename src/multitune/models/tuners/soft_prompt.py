@@ -69,7 +69,7 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
             new["offset_B"] = torch.zeros(config.r, width, **place)
         if isinstance(config, EptConfig) and config.n_spaces:
             spaces, rank = config.n_spaces, config.space_rank
-            new["space_D"] = torch.empty(spaces, width, rank, **place).uniform_(-1, 1) / math.sqrt(width)
+            new["space_D"] = torch.empty(width, spaces, rank, **place).uniform_(-1, 1) / math.sqrt(width)
             new["space_U"] = torch.zeros(spaces, rank, width, **place)
             new["space_gate"] = torch.zeros(width, spaces, **place)
         if isinstance(config, MptConfig):
@@ -101,12 +101,9 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
             return None
         return config.alpha / math.sqrt(config.r) * self.offset_A[name] @ self.offset_B[name]
 
-    def fused(self, name: str, offsets_Ld: Tensor | None) -> Tensor:
+    def fused(self, name: str, offsets_Ld: Tensor) -> Tensor:
         """Return F = softmax(P C' / sqrt(d)) C, what the prompt takes from the offsets [s, d] (reconstructed)."""
         prompt_sd = self.vectors[name]
-        config = self.configs[name]
-        if offsets_Ld is None or not isinstance(config, EptConfig) or not config.fusion:
-            return torch.zeros_like(prompt_sd)
         weight_sL = torch.softmax(prompt_sd @ offsets_Ld.T / math.sqrt(prompt_sd.shape[1]), dim=-1)
         return weight_sL @ offsets_Ld
 
@@ -116,11 +113,9 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
 
     def projected(self, name: str) -> Tensor:
         """Return sum over the spaces of g_k relu(P D_k) U_k: [s, d] (reconstructed)."""
-        prompt_sd = self.vectors[name]
-        if name not in self.space_D:
-            return torch.zeros_like(prompt_sd)
-        inner_Nsq = torch.relu(prompt_sd @ self.space_D[name])
-        return torch.einsum("n,nsq,nqd->sd", self.gates(name), inner_Nsq, self.space_U[name])
+        down_dNq, up_Nqd = self.space_D[name], self.space_U[name]
+        inner_sNq = torch.relu(self.vectors[name] @ down_dNq.flatten(1)).unflatten(1, down_dNq.shape[1:])
+        return (self.gates(name)[:, None] * inner_sNq).flatten(1) @ up_Nqd.flatten(0, 1)
 
     def folded(self, name: str) -> Folded:
         """Return the prompt P' = P + F + sum of the spaces, and the offsets: all that inference needs.
@@ -129,19 +124,23 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         changes in place, as optimisers change it, or ``train()`` or ``eval()`` is called; only what is written through
         ``.data`` without either goes unnoticed.
         """
+        if self.training or torch.is_grad_enabled():
+            self._folds.pop(name, None)
+            return self._unfolded(name)
         parameters = [one[name] for one in map(self._kind, self.adapter_layer_names) if name in one]
         versions = [(one, 0 if one.is_inference() else one._version) for one in parameters]
         kept = self._folds.get(name)
-        fresh = self.training or torch.is_grad_enabled()
-        if not fresh and kept is not None and _same(kept[0], versions):
-            return kept[1]
-        offsets_Ld = self.offsets(name)
-        found = self.vectors[name] + self.fused(name, offsets_Ld) + self.projected(name), offsets_Ld
-        if fresh:
-            self._folds.pop(name, None)
-        else:
-            self._folds[name] = versions, found
-        return found
+        if kept is None or not _same(kept[0], versions):
+            kept = self._folds[name] = versions, self._unfolded(name)
+        return kept[1]
+
+    def _unfolded(self, name: str) -> Folded:
+        prompt_sd, offsets_Ld, config = self.vectors[name], self.offsets(name), self.configs[name]
+        if offsets_Ld is not None and isinstance(config, EptConfig) and config.fusion:
+            prompt_sd = prompt_sd + self.fused(name, offsets_Ld)
+        if name in self.space_D:
+            prompt_sd = prompt_sd + self.projected(name)
+        return prompt_sd, offsets_Ld
 
     @property
     def acting(self) -> str | None:
@@ -153,14 +152,14 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         found: nn.ParameterDict = getattr(self, name)
         return found
 
-    def prompt(self, name: str, embedded: Tensor) -> Tensor:
+    def of_rows(self, name: str, shared_sd: Tensor, embedded: Tensor) -> Tensor:
         """Return the prompt of all rows [s, d], or of every row where tasks have their own [B, s, d].
 
         Args:
             name: of the adapter.
+            shared_sd: the prompt that tasks share.
             embedded: the input [B, n, d], which tells rows and tokens.
         """
-        shared_sd, _ = self.folded(name)
         if name not in self.task_U:
             return shared_sd
         ids = self.task_ids.of(embedded)

@@ -91,8 +91,8 @@ class Reading:
     def _read(self, name: str, inputs: dict[str, Any]) -> int:
         """Put the prompt before the input, in place of the token ids; return the number of tokens n."""
         text, mask = self._embedded(inputs), inputs.get("attention_mask")
-        prompt = self.host.prompt(name, text)
-        offsets_Ld = self.host.folded(name)[1]
+        shared_sd, offsets_Ld = self.host.folded(name)
+        prompt = self.host.of_rows(name, shared_sd, text)
         if offsets_Ld is not None:
             text = text + _placed(offsets_Ld, text, mask).to(text.dtype)
         found = with_prompt(prompt, text, mask, inputs.get("position_ids"), inputs.get("labels"))
@@ -152,6 +152,8 @@ def _placed(offsets_Ld: Tensor, text: Tensor, mask: Tensor | None, before: int =
 
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of a forward by their names."""
+    if not args:
+        return dict(kwargs)
     return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
 
 
