@@ -173,7 +173,7 @@ METHODS: dict[str, Method] = {
     "prompt_tuning": _prompt("embeddings before the text", "tokens x width", "2104.08691"),
     "adalora": _linear(
         "W0 + P diag(E) Q, with ranks moved to where they count most", "r (d_in + d_out + 1) per matrix at the start",
-        "2303.10512", size="init_r", follows={"target_r": 2 / 3}, quantised=True,
+        "2303.10512", size="init_r", smallest=2, follows={"target_r": 2 / 3}, quantised=True,  # one rank cannot move
     ),
     "adamss": _linear(
         "low-rank changes inside clusters of the singular vectors", "subspace_rank (d_out + cluster) per cluster",

@@ -7,7 +7,19 @@ list them: a reproduction imports what it needs when it runs.
 from __future__ import annotations
 
 from multitune.errors import MultituneError, nearest
-from multitune.systems import atlas, breadcrumbs, ept, hft, lines, logit_fusion, mftcoder, mhr, multitab, rmtgb
+from multitune.systems import (
+    adaptation_registry,
+    atlas,
+    breadcrumbs,
+    ept,
+    hft,
+    lines,
+    logit_fusion,
+    mftcoder,
+    mhr,
+    multitab,
+    rmtgb,
+)
 from multitune.systems.system import System
 
 _GALLERY = (
@@ -85,14 +97,7 @@ _GALLERY = (
         "What fine-tuning seems to have erased is mis-inferred tasks; a transformed prompt brings it back.",
         "scoring",
     ),
-    System(
-        12,
-        "PEFT survey",
-        "Parameter-Efficient Fine-Tuning for Foundation Models",
-        "arXiv 2501.13787, 2025",
-        "One registry of adaptation methods with true costs, comparable by name.",
-        "adaptation",
-    ),
+    adaptation_registry.SYSTEM,
     System(
         13,
         "Polyhistor",
