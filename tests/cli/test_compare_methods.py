@@ -48,12 +48,20 @@ def test_methods_are_compared_at_one_budget(recipe, tmp_path, capsys):
     assert rows["adapt=lora"]["trainable"] == 23_680
     assert all(row["trainable"] <= 30_000 for row in rows.values())
     assert rows["adapt=lora"]["bytes"] > 4 * 23_680
+    for row in rows.values():
+        assert 0 < row["share"] < 0.02
+        assert row["peak_bytes"] > 1e8 and row["step_seconds"] > 0
+        assert row["tokens_per_second"]["unmerged"] > 0 and row["tokens_per_second"]["merged"] > 0
     assert [row["mean"] for row in told["methods"]] == sorted((row["mean"] for row in rows.values()), reverse=True)
     assert (tmp_path / "out" / "report.html").exists()
     ElementTree.fromstring((tmp_path / "out" / "methods.svg").read_text())
     assert ended(*words) == 0  # nothing is done twice, and people see a table
     shown = capsys.readouterr().out
     assert "nothing to do" in shown and "23,680" in shown
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What the models cost" in page and "23,680" in page
+    assert ended(*words, "--against", "peak_bytes") == 0
+    assert "peak memory while training" in (tmp_path / "out" / "methods.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,7 @@ def test_methods_are_compared_at_one_budget(recipe, tmp_path, capsys):
         (("--methods", "lora"), "two methods or more"),
         (("--methods", "lora", "lora"), "each named once"),
         (("--methods", "lora", "vera", "--step", "joined"), "joined"),
+        (("--methods", "lora", "vera", "--against", "memory"), "There is no cost 'memory'"),
     ],
 )
 def test_what_cannot_be_compared_is_told(recipe, tmp_path, capsys, words, message):
@@ -82,3 +91,7 @@ def test_names_in_the_drawing_are_text():
     assert "&lt;b&gt;&amp;" in quality_against_cost([row])
     ElementTree.fromstring(quality_against_cost([row, row | {"variant": "c", "mean": float("nan")}]))
     ElementTree.fromstring(quality_against_cost([]))
+    unknown = quality_against_cost(
+        [row | {"peak_bytes": None}, row | {"variant": "d", "peak_bytes": 2e9}], "peak_bytes"
+    )
+    assert unknown.count("<circle") == 1

@@ -23,6 +23,9 @@ def compare_methods(
         list[float], typer.Option("--learning-rate", help="Tried with every method; give it several times.")
     ] = [],  # noqa: B006
     step: Annotated[str | None, typer.Option("--step", help="The train step, where the recipe has several.")] = None,
+    against: Annotated[
+        str, typer.Option("--against", help="What the drawing has to the right: trainable, bytes, peak_bytes, ...")
+    ] = "trainable",
     out: Annotated[Path | None, typer.Option("--out", help="The run folder. Default: runs/<name>-methods.")] = None,
     overrides: Overrides = [],  # noqa: B006
     jobs: Jobs = None,
@@ -32,12 +35,17 @@ def compare_methods(
     """Run a recipe with every method, at one budget, and tell what each trains, takes, keeps on disk and reaches."""
     from multitune.cli.output import answer_json, speak, stdout_console
     from multitune.cli.run import executed, run_and_report
+    from multitune.errors import MultituneError, nearest
     from multitune.recipes.method_comparison import compared, method_sweep
     from multitune.recipes.run_folder import write_whole
-    from multitune.reporting.quality_and_cost import quality_against_cost
+    from multitune.reporting.quality_and_cost import AXES, quality_against_cost
     from multitune.reporting.report import write_report
 
     speak()
+    if against not in AXES:
+        raise MultituneError(
+            f"There is no cost '{against}'.{nearest(against, AXES)}", "--against", f"Use one of: {', '.join(AXES)}."
+        )
     sweep, name = method_sweep(recipe, overrides, [*methods, *more], budget, rates, step, many=yes)
     folder = out or Path("runs") / f"{sweep.name}-methods"
     if json:
@@ -47,7 +55,7 @@ def compare_methods(
         run_and_report(sweep, folder, fresh=False, json=False, jobs=jobs)
     rows = compared(folder, sweep, name)
     drawing = folder / "methods.svg"
-    write_whole(drawing, quality_against_cost(rows))
+    write_whole(drawing, quality_against_cost(rows, against))
     if json:
         answer_json({"run": folder, "drawing": drawing, "methods": rows})
         return
@@ -60,18 +68,25 @@ def compare_methods(
 def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
+    from multitune.reporting.costs import milliseconds, size
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("variant", overflow="fold")
-    for heading in ("trains", "on disk", "training", "mean"):
+    for heading in ("trains", "share", "on disk", "memory", "a step", "tokens/s", "merged", "training", "mean"):
         table.add_column(heading, justify="right")
     tasks = list(rows[0]["tasks"]) if rows else []
     for task in tasks:
         table.add_column(task, justify="right")
     for row in rows:
+        speeds = row["tokens_per_second"] or {}
         table.add_row(
             row["variant"],
             f"{row['trainable']:,}",
-            f"{row['bytes'] / 1e6:.2f} MB",
+            f"{row['share']:.2%}" if row["share"] is not None else "",
+            size(row["bytes"]),
+            size(row["peak_bytes"]),
+            milliseconds(row["step_seconds"]),
+            *(f"{speeds[kind]:,.0f}" if speeds.get(kind) else "" for kind in ("unmerged", "merged")),
             f"{row['seconds']:.0f} s",
             f"{row['mean']:.3f}",
             *(f"{row['tasks'][task]:.3f}" for task in tasks),

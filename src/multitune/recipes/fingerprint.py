@@ -27,6 +27,9 @@ _ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_to
 _ONLY_TRAINED = {"train", "validation", "test", "weight", "tags", "held_out"}  # the scored rows are digested themselves
 _ONLY_LOGGED = {"logging_steps", "save_steps", "save_total_limit", "report_to"}
 
+_NOT_TRAINED: dict[str, Any] = {"tasks": True, "measure": True, "training": _ONLY_LOGGED}
+"""Keys of a train step that do not change its weights; its tasks are digested on their own."""
+
 
 def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
     """Digest a train node: its settings, its tasks' training rows, the seed and the model it starts from.
@@ -42,7 +45,7 @@ def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
         {
             **(watched if node.step.training.uses_validation else {}),
             "version": TRAIN_VERSION,
-            "step": node.step.model_dump(mode="json", exclude={"tasks": True, "training": _ONLY_LOGGED}),
+            "step": node.step.model_dump(mode="json", exclude=_NOT_TRAINED),
             "tasks": [task.model_dump(mode="json", exclude={*_ONLY_SCORED, "train"}) for task in tasks],
             "rows": [_rows(task, "train", recipe.folder) for task in tasks],
             "cut": [_fractions(task) for task in tasks],

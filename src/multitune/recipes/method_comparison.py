@@ -14,6 +14,9 @@ from multitune.recipes.loading import load
 from multitune.recipes.reading import read_yaml
 from multitune.recipes.sweep import Sweep
 
+COSTS = ("trainable", "share", "bytes", "peak_bytes", "step_seconds", "tokens_per_second")
+"""What a cost record tells; a model that was trained before records were kept has the first and third alone."""
+
 
 def method_sweep(
     recipe: Path,
@@ -91,7 +94,7 @@ def compared(folder: Path, sweep: Sweep, step: str) -> list[dict[str, Any]]:
         step: the train step that was adapted.
 
     Returns:
-        per variant: its name and axis values, numbers trained, bytes of its weights on disk, seconds of training, the
+        per variant: its name and axis values, its cost record (see `multitune.recipes.cost`), seconds of training, the
         first metric of every task, and their mean (of errors the negative).
     """
     from multitune.scoring.scoreboard import Scoreboard
@@ -111,6 +114,8 @@ def compared(folder: Path, sweep: Sweep, step: str) -> list[dict[str, Any]]:
             {
                 "variant": variant.name,
                 "axes": dict(variant.values),
+                **dict.fromkeys(COSTS),
+                **facts.get("cost", {}),
                 "trainable": facts["trainable_parameters"],
                 "bytes": sum(file.stat().st_size for file in (place / "steps" / step / "model").glob("*.safetensors")),
                 "seconds": facts["seconds"],

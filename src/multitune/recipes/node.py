@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multitune.adaptation.methods import CONTINUE
+from multitune.adaptation.methods import CONTINUE, METHODS
 from multitune.errors import MultituneError
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.recipes import fingerprint
 from multitune.recipes.cards import estimator_card, merge_card, model_card
+from multitune.recipes.cost import cost_of, parameters_of
 from multitune.recipes.fusing import is_fused, load_fused, score_fused, write_fusion_file
 from multitune.recipes.graph import (
     EstimatorNode,
@@ -190,12 +191,14 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     from multitune.adaptation.half import write_manifest
     from multitune.models.loading import save_backbone
     from multitune.models.positions import usable_positions
+    from multitune.training.cost import reading_speeds
     from multitune.training.train import train, with_weights
 
     step, seed = node.step, opened.recipe.seed
     set_seed(seed)
     tasks = opened.tasks(node.tasks)
     backbone = _to_train(node, opened.recipe, model, tasks)
+    parameters = parameters_of(backbone.model)
     refuse_rows_longer_than(usable_positions(backbone.model), node)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
     adaptation = for_tasks(step.adapt, node.tasks)
@@ -225,6 +228,14 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
                 write_manifest(backbone.half, place / "model")
     except OSError as error:
         raise disk_error(error, place) from error
+    cost: dict[str, Any] = {}
+    if is_main():
+        cost = cost_of(result, parameters, place / "model")
+        if step.measure and result.weights is None:  # what was dealt out to many devices is not read by one
+            merges = METHODS[opened.recipe.adapter_of(step).method].merges
+            cost["tokens_per_second"] = reading_speeds(
+                backbone, validation or tables, config.rows_per_forward, config.max_length, merges=merges
+            )
     facts = {
         "name": node.name,
         "model": node.model,
@@ -234,6 +245,7 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
         "trainable_parameters": result.trainable_parameters,
         "fill": result.fill,
         "rows": {table.task: len(table) for table in tables},
+        "cost": cost,
     }
     if is_main():
         write_whole(place / "model" / "README.md", model_card(opened.recipe, node, place / "model", facts, []))

@@ -42,6 +42,9 @@ class TrainStep(BaseModel):
         "adapter",
         description="what is saved: a trained adapter, the whole model, or what half fine-tuning changed alone (delta)",
     )
+    measure: bool = Field(
+        True, description="after training, how many tokens per second the model reads, with its adapter and merged"
+    )
 
 
 class EstimatorStep(BaseModel):

@@ -13,14 +13,25 @@ WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 60, 200, 20, 44
 
 
-def quality_against_cost(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return an SVG: numbers that train (a logarithmic axis) to the right, the mean over tasks upwards.
+AXES = {
+    "trainable": "numbers that train",
+    "bytes": "bytes on disk",
+    "peak_bytes": "peak memory while training, bytes",
+    "step_seconds": "seconds per optimiser step",
+}
+"""Costs that can stand to the right, with what is written below."""
+
+
+def quality_against_cost(rows: Sequence[Mapping[str, Any]], cost: str = "trainable") -> str:
+    """Return an SVG: a cost (a logarithmic axis) to the right, the mean over tasks upwards.
 
     Args:
-        rows: as `multitune.recipes.method_comparison.compared` returns them; those without a mean are left out.
+        rows: as `multitune.recipes.method_comparison.compared` returns them; those without a mean, or whose cost is
+            not known, are left out.
+        cost: of AXES.
     """
-    drawn = [row for row in rows if math.isfinite(row["mean"])]
-    lows = [math.log10(max(1, row["trainable"])) for row in drawn]
+    drawn = [row for row in rows if math.isfinite(row["mean"]) and row[cost]]
+    lows = [math.log10(row[cost]) for row in drawn]
     low, high = math.floor(min(lows, default=0)), math.ceil(max(lows, default=1) + 1e-9)
     high = max(high, low + 1)
     means = [row["mean"] for row in drawn] or [0.0, 1.0]
@@ -35,7 +46,7 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]]) -> str:
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-size="13" '
-        'font-family="sans-serif"><title>Mean over tasks against the numbers that train</title>',
+        f'font-family="sans-serif"><title>Mean over tasks against {AXES[cost]}</title>',
         "<style>text{fill:#222}line{stroke:#ddd}circle{fill:#2a5db0}@media (prefers-color-scheme:dark)"
         "{text{fill:#eee}line{stroke:#444}circle{fill:#8ab4f8}}</style>",
     ]
@@ -45,7 +56,7 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]]) -> str:
     for power in range(low, high + 1):
         label = f'<text x="{x(power):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{short(10.0**power)}</text>'
         parts.append(label)
-    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">numbers that train</text>')
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">{AXES[cost]}</text>')
     places = spread_apart(
         {row["variant"]: y(row["mean"]) for row in drawn}, gap=15.0, low=float(TOP), high=float(HEIGHT - BOTTOM)
     )

@@ -13,6 +13,7 @@ from multitune.reporting import charts, facts, training_curves
 from multitune.reporting.coefficients import coefficients
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.continual import sequences
+from multitune.reporting.costs import costs
 from multitune.reporting.learned_merges import learned_merges
 from multitune.reporting.merge_search import merge_searches, search_view
 from multitune.reporting.run_folder import BASE
@@ -99,6 +100,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "searches": merge_searches(runs[0]),
         "learned": learned_merges(runs[0]),
         "throughput": training_curves.throughput(runs),
+        "costs": costs(runs),
         "mixtures": training_curves.mixtures(runs[0]),
         "samples": pick_samples(runs[0], comparison.tables),
         "overview": facts.overview(runs),

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from multitune.training.arguments import steps_in, training_arguments
 from multitune.training.balancing import make_balancing
 from multitune.training.checkpoints import find_checkpoint, load_weights, trainable_state
 from multitune.training.config import TrainingConfig
+from multitune.training.cost import StepTimes, peak_memory, reset_peak_memory
 from multitune.training.evaluation import make_evaluation
 from multitune.training.half_resampling import HalfResampling
 from multitune.training.interrupts import Interrupted, StopRequest, stop_on_signals
@@ -61,6 +62,8 @@ class TrainingResult:
         seconds: wall time of this process, without what ran before a resume.
         trainable_parameters: parameters that trained.
         fill: share of the positions that held tokens.
+        step_seconds: median time of an optimiser step; None where a run had none left to do.
+        peak_bytes: of memory while training, see `peak_memory`.
         weights: what has trained, whole, where FSDP or DeepSpeed holds it (``with_weights`` puts it into a model);
             None where the backbone itself holds it.
     """
@@ -69,6 +72,8 @@ class TrainingResult:
     seconds: float
     trainable_parameters: int
     fill: float
+    step_seconds: float | None = None
+    peak_bytes: int | None = None
     weights: dict[str, torch.Tensor] | None = None
 
 
@@ -119,7 +124,8 @@ def train(
     show, views = _shown(folder, resumed_step, title) if is_main() else (_unheard, [])
     _prepare(backbone, config)
     router_loss = _router_loss(backbone, config)
-    started = time.monotonic()
+    started, step_times = time.monotonic(), StepTimes()
+    reset_peak_memory()
     if "wandb" in config.report_to:
         (folder / "tracking").mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DIR", str(folder / "tracking"))
@@ -147,7 +153,7 @@ def train(
             router_loss=router_loss,
             log=show,
             fingerprint=fingerprint,
-            callbacks=[stopper, RankAllocation(backbone.model), *views],
+            callbacks=[step_times, stopper, RankAllocation(backbone.model), *views],
             routing_learning_rate=config.routing_learning_rate,
             prompt_learning_rate=config.prompt_learning_rate,
             update=backbone.update,
@@ -178,16 +184,18 @@ def train(
     if evaluation and config.load_best_model_at_end:
         evaluation.load_best(trainer.model)
     refuse_nonfinite_weights(trainer.model, steps, folder / "checkpoints")
+    result = TrainingResult(
+        steps, time.monotonic() - started, trainable, batches.fill, step_times.median, peak_memory(arguments.device)
+    )
     if is_sharded(trainer.model):
         weights = {name: gathered(tensor).cpu() for name, tensor in trainable_state(trainer.model).items()}
-        return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill, weights)
+        return replace(result, weights=weights)
     if zero_optimizer(trainer.optimizer):
-        weights = trainable_state(trainer.model) | master_weights(trainer.model)
-        return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill, weights)
+        return replace(result, weights=trainable_state(trainer.model) | master_weights(trainer.model))
     for parameter, dtype in stored_dtypes:
         parameter.data = parameter.data.to(dtype)
     backbone.model.eval()
-    return TrainingResult(steps, time.monotonic() - started, trainable, batches.fill)
+    return result
 
 
 def with_weights(backbone: Backbone, weights: dict[str, torch.Tensor]) -> Backbone:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def own_optimizer(
     return optimizer
 
 
-def fisher_information(backbone: Backbone, batches: TrainingBatches) -> dict[str, Tensor]:
+def fisher_information(backbone: Backbone, batches: TrainingBatches | Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return by name the mean squared gradient of log p(answer) over examples, one to a batch; float32.
 
     The diagonal of the empirical Fisher information (arXiv:2111.09839, equation 5), without dropout.
