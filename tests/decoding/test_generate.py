@@ -68,6 +68,20 @@ def test_a_greedy_text_does_not_depend_on_its_batch(random_backbone, family):
     assert len(set(alone)) > 3
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_prompts_begin_with_is_read_once_and_changes_no_text(random_backbone, family):
+    backbone = random_backbone(family)
+    shared = torch.randint(3, 259, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+    prompts = [[*shared, *range(10, 10 + n)] for n in (1, 5, 3, 3)] + [[9] * 6]
+    read: list[int] = []
+    layer = backbone.model.get_input_embeddings()
+    handle = layer.register_forward_hook(lambda _, tokens, __: read.append(tokens[0].shape[1]))
+    together = generate(backbone, prompts, max_new_tokens=8, batch_tokens=200)
+    handle.remove()
+    assert [tokens for tokens in read if tokens > 1] == [30, 5, 6]
+    assert together == [generate(backbone, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+
+
 def test_what_a_hub_model_says_of_generation_does_not_change_greedy(random_backbone):
     backbone = random_backbone("llama")
     prompts = prompts_of(backbone, (3, 9))

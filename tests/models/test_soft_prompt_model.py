@@ -11,12 +11,13 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, StaticCache
 
+from multitune.decoding.prompt_pass import shares_prompts
 from multitune.models.config import ModelConfig
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
 from multitune.models.positions import usable_positions
 from multitune.models.tuners.soft_prompt_config import DeptConfig, EptConfig, MptConfig
-from multitune.scoring.choices import choice_log_probabilities, shares_prompts, whole_text_log_probabilities
+from multitune.scoring.choices import choice_log_probabilities, whole_text_log_probabilities
 from tests.models.conftest import small_model, small_tokenizer
 from tests.models.test_soft_prompt import SMALL, TASKS, host_of, logits_of, prompted, shake
 from tests.models.test_tuners import IDS, bert, count, llama, output_of, t5

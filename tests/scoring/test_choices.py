@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
+from multitune.decoding.prompt_pass import SHORTEST_PREFIX, shared_prefixes, shares_prefixes, shares_prompts
 from multitune.errors import MultituneError
 from multitune.models.loading import Backbone
-from multitune.scoring.choices import (
-    choice_log_probabilities,
-    shares_prompts,
-    whole_text_log_probabilities,
-)
+from multitune.scoring.choices import choice_log_probabilities, whole_text_log_probabilities
 
 FAMILIES = ["llama", "gpt2", "t5", "bart", "opt", "bloom", "mistral", "mamba"]
 
@@ -79,18 +79,64 @@ def test_worked_probabilities(chain, ids):
     np.testing.assert_allclose(np.exp(found), [0.5, 0.25, 0.25, 0.03125], rtol=1e-5)
 
 
+def tokens_read(backbone: Backbone) -> tuple[list[int], Any]:
+    """A list that collects how many tokens every pass reads, padding included, and the handle to stop it."""
+    read: list[int] = []
+    layer = backbone.model.model.embed_tokens
+    return read, layer.register_forward_hook(lambda _, tokens, __: read.append(tokens[0].numel()))
+
+
 def test_a_prompt_is_read_once_and_choices_of_one_token_need_no_second_pass(backbone_of):
     backbone = backbone_of("llama")
-    read: list[int] = []
-    handle = backbone.model.model.embed_tokens.register_forward_hook(
-        lambda _, tokens, __: read.append(tokens[0].numel())
-    )
-    choice_log_probabilities(backbone, [[5] * 20] * 3, [[[7], [8], [9]]] * 3)
+    read, handle = tokens_read(backbone)
+    prompts = [[5 + i] * 20 for i in range(3)]
+    choice_log_probabilities(backbone, prompts, [[[7], [8], [9]]] * 3)
     assert read == [60]
     read.clear()
-    choice_log_probabilities(backbone, [[5] * 20] * 3, [[[7], [8, 9], [9, 9, 9]]] * 3)
+    choice_log_probabilities(backbone, prompts, [[[7], [8, 9], [9, 9, 9]]] * 3)
     assert read == [60, 12]  # two tokens of two choices (one of them padded) of three prompts
     handle.remove()
+
+
+def test_what_all_prompts_begin_with_is_read_once(backbone_of):
+    backbone = backbone_of("llama")
+    read, handle = tokens_read(backbone)
+    shared = list(range(3, 33))
+    prompts = [[*shared, 40 + i, *([50] * i)] for i in range(4)]
+    choice_log_probabilities(backbone, [*prompts, [9] * 20], [[[7], [8]]] * 5)
+    assert read == [30, 16, 20]  # the prefix; four endings, padded to four tokens; a prompt that begins otherwise
+    handle.remove()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "mistral", "t5", "mamba"])
+def test_prompts_with_a_shared_beginning_score_as_whole_texts(backbone_of, family, batch_tokens):
+    backbone = backbone_of(family)
+    prompts, choices = examples(backbone)
+    shared, other = (np.random.default_rng(seed).integers(3, 259, size=40).tolist() for seed in (5, 6))
+    prompts = [shared + prompt for prompt in prompts[:5]] + [other + prompt for prompt in prompts[5:]]
+    prompts += [shared, shared[:20]]  # one that is the beginning itself, and one that is a part of it
+    choices = [*choices, choices[0], choices[0]]
+    assert_close(
+        choice_log_probabilities(backbone, prompts, choices, batch_tokens=batch_tokens),
+        whole_text_log_probabilities(backbone, prompts, choices),
+    )
+
+
+def test_models_whose_attention_slides_or_reads_both_ways_read_whole_prompts(backbone_of):
+    assert {family: shares_prefixes(backbone_of(family)) for family in FAMILIES} == {
+        family: family in ("llama", "gpt2", "opt", "bloom") for family in FAMILIES
+    }
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), max_size=12), st.integers(0, 20))
+def test_every_prompt_is_in_one_group_whose_beginning_it_has(prompts, extra):
+    prompts = [[7] * extra + prompt for prompt in prompts]
+    groups = shared_prefixes(prompts)
+    assert sorted(i for _, members in groups for i in members) == list(range(len(prompts)))
+    for prefix, members in groups:
+        assert not prefix or len(prefix) >= SHORTEST_PREFIX
+        assert all(prompts[i][: len(prefix)] == prefix and len(prompts[i]) > len(prefix) for i in members)
 
 
 def test_identical_choices_tie_and_the_only_choice_wins(backbone_of):

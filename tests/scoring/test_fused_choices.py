@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from multitune.decoding.logit_fusion import LogitFusion
+from multitune.decoding.prompt_pass import shares_prompts
 from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
 from multitune.models.pretrained import peft_warnings_logged
-from multitune.scoring.choices import choice_log_probabilities, shares_prompts, whole_text_log_probabilities
+from multitune.scoring.choices import choice_log_probabilities, whole_text_log_probabilities
 
 PROMPTS = [[5, 6, 7], [9], [30, 31, 32, 33, 34]]
 CHOICES = [[[40], [41, 42, 43], [44, 45]], [[50, 51]], [[60], [61]]]

@@ -15,10 +15,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from multitune.decoding.prompt_batches import (
     batches_by_length,
     batches_of_one_length,
+    cached_cost,
     context_length,
     fit_prompts,
     pad,
 )
+from multitune.decoding.prompt_pass import PromptPass, after_prefix, read_prompts, shared_prefixes, shares_prefixes
 from multitune.errors import MultituneError
 from multitune.models.packed import evaluating, is_prompt_learning, without_adapters
 
@@ -61,7 +63,8 @@ def generate(
     """Return the text that the model writes after each prompt, without special tokens and without the stop string.
 
     Prompts go in batches of similar length, padded on the left (encoder-decoders: on the right), with a key-value
-    cache. A prompt too long for the model's positions is cut on the left, counted and logged once.
+    cache; what many of them begin with is read once. A prompt too long for the model's positions is cut on the left,
+    counted and logged once.
 
     Args:
         prompts: token ids per prompt.
@@ -76,41 +79,55 @@ def generate(
     Raises:
         MultituneError: max_new_tokens leaves no position for the prompt, or a stop string is empty.
     """
-    model, tokenizer = backbone.model, backbone.tokenizer
+    model = backbone.model
     stop = _stop_strings(stop)
     fitted = _fit(backbone, prompts, max_new_tokens)
-    config = _generation_config(model, tokenizer, max_new_tokens, temperature, top_p)
-    side = "right" if backbone.form == "seq2seq" else "left"
-    device = next(model.parameters()).device
+    config = _generation_config(model, backbone.tokenizer, max_new_tokens, temperature, top_p)
 
     texts = [""] * len(fitted)
     # With an adapter that learns a prompt, peft drops position ids: padding in front would move the text's positions.
     batched = batches_of_one_length if is_prompt_learning(model) else batches_by_length
-    batches = batched(np.array([len(prompt) + max_new_tokens for prompt in fitted], dtype=np.int64), batch_tokens)
-    done = 0
+    done = number = 0
     with evaluating(model), torch.no_grad():
-        for number, batch in enumerate(batches):
-            input_ids, attention_mask = pad([fitted[i] for i in batch], tokenizer.pad_token_id, side, device)
-            # An encoder-decoder's output begins with the decoder's start token, a causal model's with the prompt.
-            skipped = 1 if backbone.form == "seq2seq" else input_ids.shape[1]
-            criteria = StoppingCriteriaList([StopStrings(tokenizer, stop, skipped)] if stop else [])
-            with _seeded(seed + number, device, temperature), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Position ids are not supported for parameter efficient tuning")
-                output = model.generate(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    generation_config=config,
-                    stopping_criteria=criteria,
-                )
-            decoded = tokenizer.batch_decode(
-                output[:, skipped:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            for i, text in zip(batch, decoded, strict=True):
-                texts[i] = cut_at_stop(text, stop)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(fitted))
+        for prefix, members in shared_prefixes(fitted) if shares_prefixes(backbone) else [([], [*range(len(fitted))])]:
+            begun = read_prompts(backbone, [prefix]) if prefix else None
+            tokens = [len(fitted[i]) - len(prefix) + max_new_tokens + cached_cost(len(prefix)) for i in members]
+            for places in batched(np.array(tokens, dtype=np.int64), batch_tokens):
+                batch = [members[place] for place in places]
+                with _seeded(seed + number, next(model.parameters()).device, temperature):
+                    rest = [fitted[i][len(prefix) :] for i in batch]
+                    written = _write(backbone, rest, config, stop, begun, prefix)
+                for i, text in zip(batch, written, strict=True):
+                    texts[i] = cut_at_stop(text, stop)
+                number += 1
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(fitted))
     return texts
+
+
+def _write(
+    backbone: Backbone,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    stop: Sequence[str],
+    begun: PromptPass | None,
+    prefix: list[int],
+) -> list[str]:
+    """Return what the model writes after one batch of prompts, of which the prefix has been read already."""
+    model, tokenizer = backbone.model, backbone.tokenizer
+    side = "right" if backbone.form == "seq2seq" else "left"
+    input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id, side, next(model.parameters()).device)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if begun is not None:
+        inputs = after_prefix(begun, prefix, input_ids, attention_mask)
+    # An encoder-decoder's output begins with the decoder's start token, a causal model's with the prompt.
+    skipped = 1 if backbone.form == "seq2seq" else inputs["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([StopStrings(tokenizer, stop, skipped)] if stop else [])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported for parameter efficient tuning")
+        output = model.generate(generation_config=config, stopping_criteria=criteria, **inputs)
+    return tokenizer.batch_decode(output[:, skipped:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

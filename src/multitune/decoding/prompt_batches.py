@@ -6,6 +6,7 @@ Shape legend: ``B`` rows, ``S`` tokens.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from multitune.models.positions import usable_positions
 
 logger = logging.getLogger("multitune.decoding")
 
+# A cached token costs memory but no computing: it counts for a quarter of a token in a batch's budget.
+CACHED_TOKEN_COST = 0.25
 UNLIMITED = 1 << 30  # positions of models that have no limit (relative positions, ALiBi, state spaces)
 
 
@@ -71,6 +74,11 @@ def batches_of_one_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Return batches as ``batches_by_length`` does, each of rows of exactly one length, so that nothing is padded."""
     same = [np.flatnonzero(lengths == length) for length in np.unique(lengths)[::-1]]
     return [rows[batch] for rows in same for batch in batches_by_length(lengths[rows], budget)]
+
+
+def cached_cost(tokens: int) -> int:
+    """Return what cached tokens count in a batch's budget."""
+    return math.ceil(CACHED_TOKEN_COST * tokens)
 
 
 def pad(rows: Sequence[Sequence[int]], filler: int, side: str, device: torch.device) -> tuple[Tensor, Tensor]:

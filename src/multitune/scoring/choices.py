@@ -4,7 +4,7 @@
 
 The last position of the prompt gives the first token of every choice, so choices of one token need nothing more. The
 others continue on copies of the prompt's key-value cache (encoder-decoders: the encoder runs once, and the decoder's
-start token takes the prompt's place).
+start token takes the prompt's place). What many prompts begin with, such as fixed demonstrations, is read once for all.
 
 Shape legend: ``B`` prompts, ``P`` tokens of a prompt, ``K`` choices of a prompt, ``N`` pairs of (prompt, choice), ``L``
 tokens of a choice, ``V`` words.
@@ -12,35 +12,40 @@ tokens of a choice, ``V`` words.
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import EncoderDecoderCache
+from torch import Tensor
 
 from multitune.decoding.generate import start_token
 from multitune.decoding.prompt_batches import (
     batches_by_length,
+    cached_cost,
     context_length,
     fit_prompts,
     pad,
 )
+from multitune.decoding.prompt_pass import (
+    PromptPass,
+    decoder_start,
+    read_on,
+    read_prompts,
+    shared_prefixes,
+    shares_prefixes,
+    shares_prompts,
+    takes,
+)
 from multitune.errors import MultituneError
-from multitune.models.packed import evaluating, is_prompt_learning, without_adapters
+from multitune.models.packed import evaluating
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
 
 Choices = Sequence[Sequence[int]]  # token ids of every choice
 Progress = Callable[[int, int], None]
-
-# A cached token costs memory but no computing: it counts for a quarter of a token in a batch's budget.
-CACHED_TOKEN_COST = 0.25
 
 
 def choice_log_probabilities(
@@ -80,13 +85,6 @@ def whole_text_log_probabilities(
     fitted = _fit(backbone, prompts, choices, tables)
     with evaluating(backbone.model), torch.no_grad():
         return _whole_texts(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, None)
-
-
-def shares_prompts(model: nn.Module) -> bool:
-    """Whether a prompt's state can be computed once and copied for every choice."""
-    inner = without_adapters(model)
-    has_cache = "past_key_values" in inspect.signature(inner.forward).parameters
-    return has_cache and not getattr(inner, "_is_stateful", False) and not is_prompt_learning(model)
 
 
 @dataclass(frozen=True)
@@ -140,27 +138,35 @@ def _shared_prompts(
 ) -> list[np.ndarray]:
     scores: list[np.ndarray] = [np.empty(0)] * len(prompts)
     done = 0
-    for batch in batches_by_length(np.array([len(prompt) for prompt in prompts]), batch_tokens):
-        read = _read_prompts(backbone, [prompts[i] for i in batch])
-        row_N, tokens_NL, length_N = _pairs([tables[i] for i in batch])
-        # Not log_softmax over [N, V]: with 150 choices a prompt that would be the largest tensor of all.
-        logits_BV = read.logits_BV.float()
-        rows, first_N = (torch.as_tensor(index, device=logits_BV.device) for index in (row_N, tokens_NL[:, 0]))
-        total_N = (logits_BV[rows, first_N] - logits_BV.logsumexp(-1)[rows]).double().cpu().numpy()
-
-        longer = np.flatnonzero(length_N > 1)
-        cost = length_N[longer] - 1 + np.ceil(CACHED_TOKEN_COST * read.attention_mask.shape[1]).astype(np.int64)
-        for chunk in batches_by_length(cost, batch_tokens):
-            pairs = longer[chunk]
-            total_N[pairs] += _rest(backbone, read, row_N[pairs], tokens_NL[pairs], length_N[pairs])
-
-        ends = np.cumsum([len(tables[i].length_K) for i in batch])[:-1]
-        for i, total_K in zip(batch, np.split(total_N, ends), strict=True):
-            scores[i] = total_K
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(prompts))
+    for prefix, members in shared_prefixes(prompts) if shares_prefixes(backbone) else [([], [*range(len(prompts))])]:
+        begun = read_prompts(backbone, [prefix]) if prefix else None
+        rest = [prompts[i][len(prefix) :] for i in members]
+        cost = np.array([len(tokens) for tokens in rest]) + cached_cost(len(prefix))
+        for batch in batches_by_length(cost, batch_tokens):
+            read = read_prompts(backbone, [rest[place] for place in batch], begun)
+            own = [members[place] for place in batch]
+            for i, score_K in zip(own, _after(backbone, read, [tables[i] for i in own], batch_tokens), strict=True):
+                scores[i] = score_K
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(prompts))
     return scores
+
+
+def _after(backbone: Backbone, read: PromptPass, tables: list[_Table], batch_tokens: int) -> list[np.ndarray]:
+    """Return the log-probabilities of the choices after prompts that have been read, float64 [K] each."""
+    row_N, tokens_NL, length_N = _pairs(tables)
+    # Not log_softmax over [N, V]: with 150 choices a prompt that would be the largest tensor of all.
+    logits_BV = read.logits_BV.float()
+    rows, first_N = (torch.as_tensor(index, device=logits_BV.device) for index in (row_N, tokens_NL[:, 0]))
+    total_N = (logits_BV[rows, first_N] - logits_BV.logsumexp(-1)[rows]).double().cpu().numpy()
+
+    longer = np.flatnonzero(length_N > 1)
+    cost = length_N[longer] - 1 + cached_cost(read.attention_mask.shape[1])
+    for chunk in batches_by_length(cost, batch_tokens):
+        pairs = longer[chunk]
+        total_N[pairs] += _rest(backbone, read, row_N[pairs], tokens_NL[pairs], length_N[pairs])
+    return np.split(total_N, np.cumsum([len(table.length_K) for table in tables])[:-1])
 
 
 def _pairs(tables: list[_Table]) -> tuple[np.ndarray, Tensor, np.ndarray]:
@@ -172,83 +178,17 @@ def _pairs(tables: list[_Table]) -> tuple[np.ndarray, Tensor, np.ndarray]:
     return row_N, torch.from_numpy(np.concatenate(tokens)), length_N
 
 
-@dataclass(frozen=True)
-class _PromptPass:
-    """What reading a batch of prompts leaves.
-
-    Attributes:
-        logits_BV: of the token that follows the prompt.
-        cache: keys and values of every layer.
-        attention_mask: [B, P].
-        encoder_states: [B, P, D] of an encoder-decoder, else None.
-    """
-
-    logits_BV: Tensor
-    cache: Any
-    attention_mask: Tensor
-    encoder_states: Tensor | None
-
-
-def _read_prompts(backbone: Backbone, prompts: list[list[int]]) -> _PromptPass:
-    model = backbone.model
-    device = next(model.parameters()).device
-    if backbone.form == "seq2seq":
-        input_ids, mask = pad(prompts, backbone.tokenizer.pad_token_id, "right", device)
-        start = torch.full((len(prompts), 1), decoder_start(model), device=device)
-        output = model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=start, use_cache=True)
-        return _PromptPass(output.logits[:, -1], output.past_key_values, mask, output.encoder_last_hidden_state)
-    # Padded on the left, so that every prompt ends in the last column and its choices follow without a gap.
-    input_ids, mask = pad(prompts, backbone.tokenizer.pad_token_id, "left", device)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": True}
-    if _takes(model, "position_ids"):
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    if _takes(model, "logits_to_keep"):
-        inputs["logits_to_keep"] = 1
-    output = model(**inputs)
-    return _PromptPass(output.logits[:, -1], output.past_key_values, mask, None)
-
-
 def _rest(
-    backbone: Backbone, read: _PromptPass, row_N: np.ndarray, tokens_NL: Tensor, length_N: np.ndarray
+    backbone: Backbone, read: PromptPass, row_N: np.ndarray, tokens_NL: Tensor, length_N: np.ndarray
 ) -> np.ndarray:
     """Return the log-probability of every choice's tokens after the first, float64 [N]; all have at least two."""
     device = read.attention_mask.device
     rows = torch.from_numpy(row_N).to(device)
     tokens_NL = tokens_NL[:, : int(length_N.max())].to(device)
-    logits_NLV = _continue(backbone, read, rows, tokens_NL[:, :-1])
+    logits_NLV = read_on(backbone, read, rows, tokens_NL[:, :-1])
     log_p_NL = _log_probabilities(logits_NLV, tokens_NL[:, 1:])
     counts = torch.arange(1, tokens_NL.shape[1], device=device) < torch.from_numpy(length_N).to(device)[:, None]
     return torch.where(counts, log_p_NL, 0.0).double().sum(1).cpu().numpy()
-
-
-def _continue(backbone: Backbone, read: _PromptPass, rows: Tensor, tokens_NL: Tensor) -> Tensor:
-    """Return the logits [N, L, V] after each token of continuations of the given rows of a prompt pass.
-
-    Continuations are padded on the right: what follows a token cannot change it, so the padding needs no mask.
-    """
-    model = backbone.model
-    mask = read.attention_mask[rows]
-    inputs: dict[str, Any] = {"past_key_values": _select_rows(read.cache, rows), "use_cache": True}
-    if read.encoder_states is not None:
-        inputs |= {"encoder_outputs": (read.encoder_states[rows],), "attention_mask": mask}
-        return model(decoder_input_ids=tokens_NL, **inputs).logits
-    inputs["attention_mask"] = torch.cat([mask, torch.ones_like(tokens_NL)], dim=1)
-    if _takes(model, "position_ids"):
-        inputs["position_ids"] = mask.sum(1, keepdim=True) + torch.arange(tokens_NL.shape[1], device=mask.device)
-    return model(input_ids=tokens_NL, **inputs).logits
-
-
-def _select_rows(cache: Any, rows: Tensor) -> Any:
-    """Return a new cache of the given rows (repeats allowed); the given one stays as it is."""
-    chosen = copy.copy(cache)
-    if isinstance(cache, EncoderDecoderCache):
-        chosen.self_attention_cache = _select_rows(cache.self_attention_cache, rows)
-        chosen.cross_attention_cache = _select_rows(cache.cross_attention_cache, rows)
-        chosen.is_updated = dict(cache.is_updated)
-        return chosen
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
-    return chosen
 
 
 def _whole_texts(
@@ -286,7 +226,7 @@ def _whole_batch(backbone: Backbone, prompts: list[list[int]], continuations: li
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
         first_N = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         kept = input_ids.shape[1] - int(first_N.min())  # columns from the first that predicts a choice
-        if _takes(model, "logits_to_keep"):
+        if takes(model, "logits_to_keep"):
             inputs["logits_to_keep"] = kept
         # Counted from the end, because an adapter that learns a prompt puts columns of its own in front.
         logits = model(**inputs).logits[:, -kept:]
@@ -301,20 +241,3 @@ def _log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     tokens = tokens.to(logits.device)
     logits = logits.float()
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
-
-
-def decoder_start(model: nn.Module) -> int:
-    """Return the token with which an encoder-decoder's decoder begins."""
-    inner = without_adapters(model)
-    for config in (inner.generation_config, inner.config):
-        if getattr(config, "decoder_start_token_id", None) is not None:
-            return int(config.decoder_start_token_id)
-    raise MultituneError(
-        "The model does not say with which token its decoder begins.",
-        "decoder_start_token_id in config.json",
-        "Set decoder_start_token_id in the model's config.json.",
-    )
-
-
-def _takes(model: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(without_adapters(model).forward).parameters
