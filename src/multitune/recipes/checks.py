@@ -21,6 +21,7 @@ from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, R
 from multitune.recipes.shot_checks import check_shots
 from multitune.recipes.table_checks import check_estimator, check_model_is_there, check_table_tasks
 from multitune.scoring.score import scored_split
+from multitune.tasks.gpt3 import ARITHMETIC, SCRAMBLES
 from multitune.tasks.metrics import metric
 from multitune.tasks.sources import source_files
 from multitune.tasks.synthetic import HELD_OUT_SKILLS, SKILLS
@@ -29,6 +30,7 @@ from multitune.tasks.templates import compile_template
 from multitune.training.config import WITHOUT_WEIGHTS
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+GENERATED = {"synthetic": [*SKILLS, *HELD_OUT_SKILLS], "gpt3": [*ARITHMETIC, *SCRAMBLES]}
 
 
 def cross_checks(recipe: Recipe, document: Document) -> Iterator[MultituneError]:
@@ -117,13 +119,13 @@ def _check_origin(source: Source, document: Document, key: KeyPath) -> Iterator[
         yield MultituneError(
             f"'{source.generator}' names no generator.",
             document.where((*key, "generator")),
-            "Write package.module:function, or synthetic:SKILL.",
+            "Write package.module:function, synthetic:SKILL or gpt3:TASK.",
         )
-    elif module == "synthetic" and name not in (skills := [*SKILLS, *HELD_OUT_SKILLS]):
+    elif name not in (names := GENERATED.get(module, [name])):
         yield MultituneError(
-            f"There is no synthetic skill '{name}'.{nearest(name, skills)}",
+            f"There is no {module} {'skill' if module == 'synthetic' else 'task'} '{name}'.{nearest(name, names)}",
             document.where((*key, "generator")),
-            f"Use one of: {', '.join(skills)}.",
+            f"Use one of: {', '.join(names)}.",
         )
 
 

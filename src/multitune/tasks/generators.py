@@ -16,14 +16,15 @@ from multitune.errors import MultituneError, nearest
 from multitune.tasks.bad_rows import BadRow
 from multitune.tasks.files import Row
 
-SYNTHETIC = "synthetic:"
+PACKAGED = {"synthetic": "multitune.tasks.synthetic", "gpt3": "multitune.tasks.gpt3"}
+"""Modules of the package whose ``generate`` takes what follows the colon as its first argument."""
 
 
 def read_generator(name: str, arguments: Mapping[str, Any], folder: Path) -> Iterator[Row]:
     """Yield (place, row) from a generator; the place is its own id, or ":row 12" where it gives none.
 
     Args:
-        name: "synthetic:SKILL", or "package.module:function" of a generator function that yields mappings.
+        name: "synthetic:SKILL", "gpt3:TASK", or "package.module:function" of a generator function that yields mappings.
         arguments: its keyword arguments.
         folder: a module beside the recipe is found here first.
 
@@ -31,9 +32,12 @@ def read_generator(name: str, arguments: Mapping[str, Any], folder: Path) -> Ite
         MultituneError: there is no such function, it does not take the arguments, or it raises.
     """
     function = _function(name, folder)
-    own_arguments = {"skill_name": name.removeprefix(SYNTHETIC)} if name.startswith(SYNTHETIC) else {}
+    packaged, _, item = name.partition(":")
+    first = [item] if packaged in PACKAGED else []
+    # files that its arguments name lie beside the recipe
+    own_arguments = {"folder": folder} if packaged == "gpt3" else {}
     try:
-        inspect.signature(function).bind(**own_arguments, **arguments)
+        inspect.signature(function).bind(*first, **own_arguments, **arguments)
     except TypeError as error:
         raise MultituneError(
             f"The generator does not take these arguments: {error}.",
@@ -42,7 +46,7 @@ def read_generator(name: str, arguments: Mapping[str, Any], folder: Path) -> Ite
         ) from error
     number = 0
     try:
-        for number, fields in enumerate(function(**own_arguments, **arguments), start=1):
+        for number, fields in enumerate(function(*first, **own_arguments, **arguments), start=1):
             if not isinstance(fields, Mapping):
                 yield f":row {number}", BadRow(f"the generator yielded {type(fields).__name__}, not a mapping")
             else:
@@ -58,27 +62,32 @@ def read_generator(name: str, arguments: Mapping[str, Any], folder: Path) -> Ite
         ) from error
 
 
-def generator_code(name: str, folder: Path) -> list[Path]:
-    """The Python files that decide what a generator yields: its module's, or those of all skills.
+def generator_code(name: str, arguments: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The files that decide what a generator yields: its module's, those of all skills, and a list of words.
 
     What the module imports in turn is not followed.
     """
-    if name.startswith(SYNTHETIC):
-        module = importlib.import_module("multitune.tasks.synthetic")
-        return sorted(Path(str(module.__file__)).parent.glob("*.py"))
+    packaged = name.partition(":")[0]
+    if packaged in PACKAGED:
+        skills = importlib.import_module(PACKAGED["synthetic"])
+        code = sorted(Path(str(skills.__file__)).parent.glob("*.py"))
+        if packaged == "synthetic":
+            return code
+        module = importlib.import_module(PACKAGED[packaged])
+        listed = folder / str(arguments.get("words") or "")
+        return [*code, Path(str(module.__file__)), *([listed] if listed.is_file() else [])]
     source = inspect.getsourcefile(_function(name, folder))
     return [Path(source)] if source else []
 
 
 def _function(name: str, folder: Path) -> Callable[..., Iterator[Any]]:
-    if name.startswith(SYNTHETIC):
-        from multitune.tasks.synthetic import generate
-
-        return generate
     module_name, _, function_name = name.partition(":")
+    if module_name in PACKAGED:
+        generate: Callable[..., Iterator[Any]] = importlib.import_module(PACKAGED[module_name]).generate
+        return generate
     if not module_name or not function_name:
         raise MultituneError(
-            f"'{name}' names no generator.", "generator", "Write package.module:function, or synthetic:SKILL."
+            f"'{name}' names no generator.", "generator", "Write package.module:function, synthetic:SKILL or gpt3:TASK."
         )
     module = _module(module_name, folder, name)
     function = vars(module).get(function_name)

@@ -74,7 +74,9 @@ def source_fingerprint(source: Source, folder: Path) -> str:
     elif source.hub is not None:
         parts["revision"] = hub_revision(source.hub, source.revision)
     elif source.generator is not None:
-        parts["code"] = [_file_digest(path, *_state(path)) for path in generator_code(source.generator, folder)]
+        parts["code"] = [
+            _file_digest(path, *_state(path)) for path in generator_code(source.generator, source.arguments, folder)
+        ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -63,7 +63,7 @@ class Source(BaseModel):
     name: str | None = Field(None, description="configuration of the hub data set")
     split: str | None = Field(None, description="split of the hub data set or of a saved DatasetDict")
     revision: str | None = Field(None, description="commit, tag or branch of the hub data set")
-    generator: str | None = Field(None, description="'package.module:function', or 'synthetic:SKILL'")
+    generator: str | None = Field(None, description="'package.module:function', 'synthetic:SKILL' or 'gpt3:TASK'")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the generator")
     rows: PositiveInt | None = Field(None, description="read at most so many rows")
     fraction: float | None = Field(None, gt=0, lt=1, description="validation or test: this share of train's rows")
