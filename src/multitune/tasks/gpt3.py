@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -143,7 +144,7 @@ def generate(
     rng = Random(f"gpt3/{task}/{seed}/{split}")
     if task in ARITHMETIC:
         wanted = ARITHMETIC_ROWS if rows is None else rows
-        found = (_arithmetic(*ARITHMETIC[task](rng, paren)) for _ in iter(int, 1))
+        found: Iterator[dict[str, str]] = (_arithmetic(*ARITHMETIC[task](rng, paren)) for _ in count())
     else:
         wanted = WORD_ROWS if rows is None else rows
         found = _scrambled(task, rng, _vocabulary(words, folder, 5 if task == "A1" else 6, where))
