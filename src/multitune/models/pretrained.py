@@ -119,15 +119,15 @@ def model_form(config: ModelConfig) -> Form:
     """Return whether a model is causal, seq2seq or an encoder; reads its config at most."""
     if config.form is not None:
         return config.form
-    with _told_in_our_words(config):
-        return inferred_form(_pretrained_config(resolve(config), _hub_arguments(config)))
+    with told_in_our_words(config):
+        return inferred_form(_pretrained_config(resolve(config), hub_arguments(config)))
 
 
 def empty_model(config: ModelConfig) -> tuple[Any, Form]:
     """Return the model on the meta device (shapes, no weights) and its form."""
-    hub = _hub_arguments(config)
+    hub = hub_arguments(config)
     location = resolve(config)
-    with _told_in_our_words(config):
+    with told_in_our_words(config):
         pretrained = _pretrained_config(location, hub)
         form = config.form or inferred_form(pretrained)
         with torch.device("meta"):
@@ -168,8 +168,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    location, hub = resolve(config), _hub_arguments(config)
-    with _told_in_our_words(config):
+    location, hub = resolve(config), hub_arguments(config)
+    with told_in_our_words(config):
         tokenizer = AutoTokenizer.from_pretrained(location, **hub)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -188,7 +188,7 @@ def load_pretrained(config: ModelConfig, device: str = "auto", seed: int = 0) ->
     `multitune.models.loading.load_backbone`."""
     place = chosen_device(device)
     dtype = chosen_dtype(config, place)
-    location, hub = resolve(config), _hub_arguments(config)
+    location, hub = resolve(config), hub_arguments(config)
     how: dict[str, Any] = {}
     if config.attn_implementation is not None:
         how["attn_implementation"] = config.attn_implementation
@@ -199,7 +199,7 @@ def load_pretrained(config: ModelConfig, device: str = "auto", seed: int = 0) ->
     if place.type != "cuda" and config.dtype in ("bfloat16", "float16"):
         logger.info("%s is cast to float32: %s is very slow on a CPU", config.name, config.dtype)
     tokenizer = load_tokenizer(config)
-    with _told_in_our_words(config), torch.random.fork_rng(devices=[]):
+    with told_in_our_words(config), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         form = config.form or inferred_form(_pretrained_config(location, hub))
         model = _auto_class(form).from_pretrained(location, dtype=dtype, use_safetensors=True, **hub, **how)
@@ -264,7 +264,7 @@ def _auto_class(form: Form) -> Any:
     return {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}[form]
 
 
-def _hub_arguments(config: ModelConfig) -> dict[str, Any]:
+def hub_arguments(config: ModelConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.revision is not None:
         arguments["revision"] = config.revision
@@ -323,7 +323,7 @@ def peft_warnings_logged(level: int = logging.INFO) -> Iterator[None]:
 
 
 @contextmanager
-def _told_in_our_words(config: ModelConfig) -> Iterator[None]:
+def told_in_our_words(config: ModelConfig) -> Iterator[None]:
     """Turn the ways in which loading fails into one user-facing error."""
     try:
         yield
