@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 STANDING = [system for system in SYSTEMS.values() if system.account is not None]
 ROOMS = {
     "tasks", "mixing", "models", "adaptation", "objectives", "training", "weights", "decoding", "scoring", "recipes",
-    "tabular",
+    "tabular", "prompting",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from multitune.systems import (
     mftcoder,
     mhr,
     multitab,
+    pcp,
     rmtgb,
 )
 from multitune.systems.system import System
@@ -139,14 +140,7 @@ _GALLERY = (
         "Contrastive pairs and generated adapters teach one model many tasks from a handful of labels.",
         "objectives",
     ),
-    System(
-        19,
-        "PCP",
-        "Don't Stop Pretraining? Make Prompt-based Fine-tuning Powerful Learner",
-        "arXiv 2305.01711, NeurIPS 2023",
-        "Continued pre-training on texts that carry the prompt makes prompt-based fine-tuning better.",
-        "adaptation",
-    ),
+    pcp.SYSTEM,
     mftcoder.SYSTEM,
     hft.SYSTEM,
     ept.SYSTEM,
