@@ -18,6 +18,7 @@ from multitune.cli import (
     merge,
     methods,
     predict,
+    prompt_tune,
     quickstart,
     report,
     reproduce,
@@ -42,6 +43,7 @@ app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("predict")(predict.predict)
+app.command("prompt-tune")(prompt_tune.prompt_tune)
 app.command("report")(report.report)
 app.command("merge")(merge.merge)
 app.command("extract-lora")(extract_lora.extract_lora)

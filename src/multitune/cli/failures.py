@@ -57,7 +57,7 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool, verb: str = "")
 
 
 HOW_TO_RESUME = "Give the same command again, without --fresh, to go on from there."
-KEPT = {"run", "quickstart", "reproduce", "compare-methods"}
+KEPT = {"run", "quickstart", "reproduce", "compare-methods", "prompt-tune"}
 """Verbs that keep finished steps and the checkpoints of an unfinished one."""
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Way = Literal["pcp", "tapt", "none"]
+"""What stands before the fine-tuning: pre-training on texts in the prompt, on raw texts, or nothing."""
 
 
 class _Schedule(BaseModel):

@@ -18,12 +18,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
-from multitune.prompting.config import FineTuning, Pretraining
-from multitune.prompting.corpus import build_corpus, histogram
+from multitune.prompting.config import FineTuning, Pretraining, Way
+from multitune.prompting.corpus import CorpusKind, build_corpus, histogram
 from multitune.prompting.encoding import PromptEncoder, encoder_of
 from multitune.prompting.learning import agreement, continue_pretraining, digest, fine_tune, predict
 from multitune.prompting.sampling import split
@@ -35,7 +35,8 @@ logger = logging.getLogger("multitune.prompting")
 RESULTS_VERSION = 1
 """Raised when the same settings would give other results, so that kept stages are not taken for new ones."""
 
-Way = Literal["pcp", "tapt"]
+Labelled = tuple[Sequence[Row], Sequence[float]]
+"""Rows, and their classes or values."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ class Data:
         test: labelled rows that are only scored.
     """
 
-    train: tuple[Sequence[Row], Sequence[float]]
-    development: tuple[Sequence[Row], Sequence[float]]
+    train: Labelled
+    development: Labelled
     unlabelled: Sequence[Row]
     gold: Sequence[float] | None = None
-    test: tuple[Sequence[Row], Sequence[float]] = field(default=((), ()))
+    test: Labelled = field(default=((), ()))
 
 
 def pcp_pipeline(
@@ -99,12 +100,12 @@ def pcp_pipeline(
         fine_tuning, pretraining: how.
         folder: of the stages.
         seed: of the split, the order, the masks, dropout.
-        way: ``pcp``, or ``tapt`` for the baseline on raw texts.
+        way: ``pcp``, ``tapt`` for the baseline on raw texts, or ``none`` for the first stage alone.
         held_out: share of the unlabelled rows on which the pre-training's loss is looked at.
 
     Returns:
         by stage: ``few_shot`` and ``fine_tuned`` with the scores on development and test rows, ``labels`` with the
-        histogram of words (and the accuracy where gold labels are known), ``corpus`` with numbers of lines,
+        histogram of words, ``corpus`` with numbers of lines,
         ``pretrained`` with steps, best loss and the score without any fine-tuning behind it (``zero_shot``).
 
     Raises:
@@ -113,14 +114,18 @@ def pcp_pipeline(
     """
     run = _Run(model.model_copy(update={"dtype": "float32"}), prompt, data, fine_tuning, pretraining, folder, seed)
     rows, gold = _without_test(data)
-    if len(rows) < 2:
+    if way != "none" and len(rows) < 2:
         raise MultituneError(
             "There are no unlabelled texts.", "unlabelled", "Give rows that are not in the test split."
         )
-    parts = split(len(rows), held_out, seed)
     facts: dict[str, Any] = {}
     base = digest([RESULTS_VERSION, run.model.model_dump(mode="json"), prompt.as_json(), list(map(list, data.train))])
     facts["few_shot"], few_shot = run.stage("1-few-shot", [base, _told(fine_tuning)], run.few_shot)
+    if way == "none":
+        _write(folder / "result.json", facts)
+        return facts
+    parts = split(len(rows), held_out, seed)
+    kind: CorpusKind = "pcp" if way == "pcp" else "tapt"
     labels: list[float] = []
     upstream: list[Any] = [base, way, [dict(row) for row in rows]]
     if way == "pcp":
@@ -129,7 +134,7 @@ def pcp_pipeline(
         )
         labels = [float(each) for each in json.loads((run.folder / "2-labels" / "labels.json").read_text())]
         upstream.append(found)
-    facts["corpus"], corpus = run.stage("3-corpus", upstream, lambda at: run.corpus(at, way, rows, labels, parts))
+    facts["corpus"], corpus = run.stage("3-corpus", upstream, lambda at: run.corpus(at, kind, rows, labels, parts))
     facts["pretrained"], pretrained = run.stage("4-pretrained", [corpus, _told(pretraining)], run.pretrain)
     facts["fine_tuned"], _ = run.stage("5-fine-tuned", [pretrained, _told(fine_tuning)], run.fine_tune_again)
     _write(folder / "result.json", facts)
@@ -200,7 +205,12 @@ class _Run:
         return {"by": "gold" if gold is not None else "1-few-shot", "histogram": counts}
 
     def corpus(
-        self, place: Path, way: Way, rows: Sequence[Row], labels: list[float], parts: tuple[list[int], list[int]]
+        self,
+        place: Path,
+        kind: CorpusKind,
+        rows: Sequence[Row],
+        labels: list[float],
+        parts: tuple[list[int], list[int]],
     ) -> dict[str, Any]:
         model, tokenizer = load_language_model(self.model, causal=self.prompt.causal)
         encoder = encoder_of(tokenizer, self.prompt.template, self.prompt.verbalizer, causal=self.prompt.causal)
@@ -208,7 +218,7 @@ class _Run:
         counts = {}
         for name, places in zip(("train", "development"), parts, strict=True):
             own = [labels[n] for n in places] if labels else []
-            lines = build_corpus(way, [rows[n] for n in places], encoder, own, max_length=length) if places else []
+            lines = build_corpus(kind, [rows[n] for n in places], encoder, own, max_length=length) if places else []
             _write_text(place / f"{name}.txt", "".join(f"{line}\n" for line in lines))
             counts[name] = len(lines)
         return counts
