@@ -165,7 +165,7 @@ RECIPES = [
     pytest.param(text, id=f"{relative(page)}:{name}")
     for page in PAGES
     for name, text in RECIPE_BLOCK.findall(page.read_text(encoding="utf-8"))
-    if name != "suite.yaml"
+    if name not in ("suite.yaml", "tune.yaml")
 ]
 
 
@@ -179,6 +179,16 @@ def test_recipes_in_the_documentation_are_valid(text, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n", encoding="utf-8")
     load(path)
+
+
+def test_the_prompt_in_the_documentation_is_valid(tmp_path):
+    from multitune.recipes.prompt_file import prompt_of, read_prompt_file
+
+    page = (ROOT / "docs" / "prompt-based-fine-tuning.md").read_text(encoding="utf-8")
+    ((name, text),) = RECIPE_BLOCK.findall(page)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    prompt = prompt_of(read_prompt_file(tmp_path / name).prompt, causal=False)
+    assert prompt.template.fields == ("text",) and prompt.verbalizer.words == ("terrible", "great")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/recipe.yaml")), ids=relative)
