@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from multitune.tabular.boosting_losses import Loss
 from multitune.tabular.boosting_trees import Trees, in_turn
@@ -78,8 +79,10 @@ class RowSet:
         self.values = self.values or {name: np.zeros_like(self.y) for name in FUNCTIONS}
 
     def score(self, theta_T: Floats) -> Floats:
-        """Return F, (N, K)."""
-        return combined(self.values, sigmoid(theta_T)[self.task])
+        """Return F, (N, K), as ``combined`` does, in one pass."""
+        F_NK = np.empty_like(self.y)
+        _score(F_NK, *(self.values[name] for name in FUNCTIONS), sigmoid(theta_T), self.task)
+        return F_NK
 
     def mean_loss(self, loss: Loss, F_NK: Floats) -> float:
         """Return the weighted mean loss."""
@@ -124,9 +127,17 @@ def combined(values: dict[str, Floats], s_N: Floats) -> Floats:
     return np.asarray(values["m"] + (1 - s) * values["q"] + s * values["p"] + values["h"])
 
 
+@njit(cache=True, nogil=True)
+def _score(F_NK, m_NK, p_NK, q_NK, h_NK, s_T, task):  # type: ignore[no-untyped-def]  # called by RowSet.score alone
+    for i in range(len(F_NK)):
+        s = s_T[task[i]]
+        for k in range(F_NK.shape[1]):
+            F_NK[i, k] = m_NK[i, k] + (1 - s) * q_NK[i, k] + s * p_NK[i, k] + h_NK[i, k]
+
+
 def theta_gradient(theta_T: Floats, task: Places, weight: Floats, g_NK: Floats, p_NK: Floats, q_NK: Floats) -> Floats:
     """Return dL/dtheta_r = - s_r (1 - s_r) sum_{i of r} w_i sum_k g_ik (p_ik - q_ik), with g = -dL/dF."""
-    inner = np.bincount(task, weights=weight * (g_NK * (p_NK - q_NK)).sum(axis=1), minlength=len(theta_T))
+    inner = np.bincount(task, weights=weight * np.einsum("nk,nk->n", g_NK, p_NK - q_NK), minlength=len(theta_T))
     s = sigmoid(theta_T)
     return np.asarray(-s * (1 - s) * inner)
 

@@ -1,11 +1,12 @@
-"""The histogram engine: all trees of an iteration grown level by level, one compiled pass over the rows per level.
+"""The histogram engine: trees grown on bytes, a node's histograms from its rows or by difference from its parent's.
 
-The rows of a node are kept together, so that every (tree, node) has its histograms in turn in the same small buffer,
-and memory does not grow with the number of tasks.
+The rows of a node are kept together. A tree is grown depth first: of two children the one with fewer rows is counted,
+and what is left of the parent's histograms is the other's, so that there is one set of histograms per level, however
+many trees there are. The rows of a root never change: their numbers and weights are counted once per fit.
 
 Shape legend: ``N`` rows of the table, ``M`` rows of all trees that are grown together, ``S`` trees, ``D`` features,
-``K`` outputs, ``C`` = K + 1 channels of a histogram (the weighted target and the weight) or K + 2 (with the number of
-rows, where it is not the weight), ``V`` nodes.
+``B`` bins, ``K`` outputs, ``R`` = K or K + 1 channels of a row (the weighted targets, and the weight where it is not
+1), ``C`` = R + 1 channels of a histogram (the same, and the number of rows), ``V`` nodes.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from multitune.tabular.boosting_bins import BinnedFeatures, halfway
+from multitune.tabular.boosting_bins import BinnedFeatures
 from multitune.tabular.boosting_exact import TreeSettings
 from multitune.tabular.boosting_trees import LEVELS, Trees
 
 CHUNK = 4096  # rows whose targets stay in the cache while all features are counted
-UNROLLED = 3  # channels for which the loop is compiled of its own: one or two outputs
+UNROLLED = 3  # channels of a row for which the loops are compiled of their own
 ALIKE = 2.3e-16  # mean square about the mean below which targets are alike, as in scikit-learn's trees
 ROUNDING = 1e-12  # of a node's sum of squares: splits closer than that are equally good, and the first one is taken
+DEEPEST = 40  # levels of splits at most
+KEPT = 12  # levels whose histograms are kept for a difference; deeper nodes are counted each for itself
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,108 +43,133 @@ class HistogramEngine:
     ) -> None:
         self.table, self.settings = table, settings
         self.starts = starts.astype(np.int64)
-        self.weight = weight
         self.unweighted = bool((weight == 1).all())
-        self.pooled_starts = np.array([0, len(weight)], dtype=np.int64)
+        self.cover_NW = (
+            np.ones((len(weight), 1)) if self.unweighted else np.column_stack([weight, np.ones(len(weight))])
+        )
+        self.pooled_cover = self._root_sums(self.cover_NW, np.array([0, len(weight)]))
+        # Those of many tasks of few rows would take more room than the table does.
+        few = 2 * (len(starts) - 1) * self._bins <= len(weight)
+        self.own_cover = self._root_sums(self.cover_NW, self.starts) if few else np.empty((0, 0, 0, 0))
+
+    @property
+    def _bins(self) -> int:
+        return int(self.table.bin_counts.max())
 
     def pooled(self, *targets_NK: Floats) -> tuple[Trees, list[Floats]]:
         """Return a tree over all rows for each of the targets, and what each says of the training rows."""
-        N = len(self.weight)
-        starts = np.arange(len(targets_NK) + 1, dtype=np.int64) * N
-        trees, said = self._grow(np.concatenate([self._channels(target) for target in targets_NK]), starts)
-        return trees, [said[a : a + N] for a in starts[:-1]]
+        N, S = len(self.cover_NW), len(targets_NK)
+        rows_NR = [self._rows(target) for target in targets_NK]
+        K = targets_NK[0].shape[1]
+        every = rows_NR[0][:, :K] if S == 1 else np.hstack([rows[:, :K] for rows in rows_NR])
+        sums = self._root_sums(every, np.array([0, N]))[0]  # one pass: all of them add to the same bins
+        roots = [np.concatenate([sums[:, :, k : k + K], self.pooled_cover[0]], axis=2) for k in range(0, S * K, K)]
+        trees, said = self._grow(np.concatenate(rows_NR), np.arange(S + 1) * N, K, np.stack(roots))
+        return trees, [said[a : a + N] for a in range(0, S * N, N)]
 
     def per_task(self, target_NK: Floats) -> tuple[Trees, Floats]:
         """Return a tree for every task over its own rows, and what it says of them."""
-        return self._grow(self._channels(target_NK), self.starts)
+        rows_NR, K = self._rows(target_NK), target_NK.shape[1]
+        return self._grow(rows_NR.copy(), self.starts, K, np.empty((0, 0, 0, 0)))
 
-    def _channels(self, target_NK: Floats) -> Floats:
-        N, K = target_NK.shape
-        channels = np.empty((N, K + 1 + (not self.unweighted)))
-        channels[:, :K] = target_NK if self.unweighted else target_NK * self.weight[:, None]
-        channels[:, K] = self.weight
-        channels[:, -1] = 1.0
-        return channels
+    def _rows(self, target_NK: Floats) -> Floats:
+        if self.unweighted:
+            return target_NK
+        return np.column_stack([target_NK * self.cover_NW[:, :1], self.cover_NW[:, 0]])
 
-    def _grow(self, channels_MC: Floats, starts: npt.NDArray[np.int64]) -> tuple[Trees, Floats]:
+    def _root_sums(self, channels_NC: Floats, starts: npt.NDArray[np.int64]) -> Floats:
+        """Return what each stretch of rows adds up to in every bin, (S, D, B, channels)."""
+        table, S, C = self.table, len(starts) - 1, channels_NC.shape[1]
+        sums = np.zeros((S, len(table.bins), self._bins, C))
+        channels_NC = np.ascontiguousarray(channels_NC)
+        for slot in range(S):
+            _count_root(sums[slot], table.bins, channels_NC, int(starts[slot]), int(starts[slot + 1]), _unrolled(C))
+        return sums
+
+    def _grow(self, rows_MR: Floats, starts: npt.NDArray[np.int64], K: int, roots: Floats) -> tuple[Trees, Floats]:
         table, settings = self.table, self.settings
-        K = channels_MC.shape[1] - 1 - (not self.unweighted)
-        deepest = settings.max_depth if settings.max_depth < 40 else 40
-        most = min((len(starts) - 1) * (2 ** (deepest + 1) - 1), 2 * len(channels_MC))
-        nodes, place, grown = _grow_level_by_level(
+        deepest = min(settings.max_depth, DEEPEST)
+        most = min((len(starts) - 1) * (2 ** (deepest + 1) - 1), 2 * len(rows_MR))
+        nodes, said = _grow_trees(
             table.bins,
             table.bin_counts,
             table.categorical,
-            channels_MC,
+            table.low,
+            table.high,
+            rows_MR,
             starts,
             K,
-            (0,) * C if (C := channels_MC.shape[1]) <= UNROLLED else np.zeros(C),
+            _unrolled(K),
+            _unrolled(rows_MR.shape[1]),
+            roots,
+            self.own_cover,
             deepest,
             settings.min_samples_leaf,
+            settings.l2,
             most,
         )
-        feature, split_bin, next_bin, left, missing_left, begin, end, sums, left_codes, sets = nodes
-        inner, by_value = feature[:grown] >= 0, split_bin[:grown] > 0
-        low, high = table.high[feature[:grown], split_bin[:grown]], table.low[feature[:grown], next_bin[:grown]]
-        high = np.where(next_bin[:grown] > 0, high, np.inf)  # everything that is there goes left
-        cover = sums[:grown, K].copy()
-        value = sums[:grown, :K] / (cover + settings.l2)[:, None]
-        said = np.empty((len(place), K))
-        _say(said, place, feature, begin, end, value, grown)
-        trees = Trees(
-            feature=feature[:grown].copy(),
-            threshold=np.where(by_value, np.where(np.isinf(high), high, halfway(low, high)), 0.0),
-            left=left[:grown].copy(),
-            right=np.where(inner, left[:grown] + 1, -1).astype(np.int32),
-            missing_left=missing_left[:grown].copy(),
-            categories=sets[:grown].copy(),
-            left_codes=left_codes[: sets[:grown].max() + 1].copy(),
-            value=value,
-            cover=cover,
-            roots=np.arange(len(starts) - 1, dtype=np.int32)[None],
-        )
-        return trees, said
+        return Trees(*nodes, roots=np.arange(len(starts) - 1, dtype=np.int32)[None]), said
+
+
+def _unrolled(channels: int) -> tuple[int, ...] | npt.NDArray[np.float64]:
+    """Return something with so many entries; of a tuple that number is known when a loop over it is compiled."""
+    return (0,) * channels if channels <= UNROLLED else np.zeros(channels)
 
 
 @njit(cache=True, nogil=True)
-def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and called by _grow alone
-    bins, bin_counts, categorical, channels, starts, K, unrolled, max_depth, min_samples, most
-):
-    """Grow one tree over each stretch of rows, and return its nodes, the rows in the order of the leaves, and V.
+def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _grow alone
+    bins, bin_counts, categorical, lows, highs, rows, starts, K, of_target, of_row, roots, cover, max_depth,
+    min_samples, l2, most,
+):  # fmt: skip
+    """Grow one tree over each stretch of rows, and return its nodes as ``Trees`` has them, and what it says of rows.
 
-    ``unrolled`` has as many entries as there are channels; of a tuple that number is known when this is compiled.
+    ``roots`` are the roots' histograms, (S, D, B, C), or empty; ``cover`` those of their weights and numbers of rows
+    alone, (S, D, B, C - K), or empty. ``rows`` are reordered.
     """
     D, N = bins.shape
-    M, C = channels.shape
-    count = C - 1
-    feature = np.full(most, -1, np.int32)
-    split_bin, next_bin = np.zeros(most, np.int32), np.zeros(most, np.int32)
-    left = np.full(most, -1, np.int32)
-    missing_left = np.zeros(most, np.bool_)
-    begin, end, offset = np.zeros(most, np.int64), np.zeros(most, np.int64), np.zeros(most, np.int64)
+    M, R = rows.shape
+    C = R + 1
+    feature, left, right = np.full(most, -1, np.int32), np.full(most, -1, np.int32), np.full(most, -1, np.int32)
+    threshold, missing_left = np.zeros(most), np.zeros(most, np.bool_)
+    begin, end = np.zeros(most, np.int64), np.zeros(most, np.int64)
     sums, squares = np.zeros((most, C)), np.zeros(most)
     sets = np.full(most, -1, np.int32)
     left_codes = np.zeros((most // 2 + 1 if categorical.any() else 0, LEVELS), np.bool_)
     used_sets = 0
 
-    place, spare_place, spare_channels = np.arange(M, dtype=np.int32), np.empty(M, np.int32), np.empty((M, C))
-    histogram = np.zeros((D, bin_counts.max(), C))
+    place, spare_place, spare_rows = np.arange(M, dtype=np.int32), np.empty(M, np.int32), np.empty((M, R))
+    kept = min(max_depth, KEPT)
+    histograms = np.zeros((kept + 1, D, bin_counts.max(), C))  # of a level each, and one for those deeper down
     order, mean, goes_left = np.empty(LEVELS, np.int64), np.empty(LEVELS), np.empty(LEVELS, np.bool_)
+    waiting, level_of = np.empty(2 * max_depth + 2, np.int64), np.empty(2 * max_depth + 2, np.int64)
+    held_in = np.empty(2 * max_depth + 2, np.int64)
 
     slots = len(starts) - 1
+    grown = slots
     for slot in range(slots):
         begin[slot], end[slot] = starts[slot], starts[slot + 1]
-        offset[slot] = starts[slot] // N * N  # the second tree over all rows begins at row N
-        squares[slot] = _add_up(sums[slot], channels, begin[slot], end[slot], K, unrolled)
-    first, grown = 0, slots
-    for _ in range(max_depth):
-        level_end = grown
-        for node in range(first, level_end):
+        offset = starts[slot] // N * N  # the second tree over all rows begins at row N
+        squares[slot] = _add_up(sums[slot], rows, begin[slot], end[slot], K, of_row)
+        if not _splits(sums[slot], squares[slot], K, min_samples):
+            continue
+        if len(roots):
+            histograms[0] = roots[slot]
+        elif len(cover):
+            histograms[0, :, :, :K] = 0.0
+            histograms[0, :, :, K:] = cover[slot]
+            _count_root(histograms[0], bins, rows, begin[slot], end[slot], of_target)
+        else:
+            _count(histograms[0], bins, bin_counts, place, rows, begin[slot], end[slot], offset, of_row)
+        waiting[0], level_of[0], held_in[0] = slot, 0, 0
+        top = 1
+        while top:
+            top -= 1
+            node, level, held = waiting[top], level_of[top], held_in[top]
             a, b, total = begin[node], end[node], sums[node]
+            histogram = histograms[held]
+            if held == kept:
+                _count(histogram, bins, bin_counts, place, rows, a, b, offset, of_row)
             tolerance = _tolerance(squares[node], total, K)
-            if total[count] < 2 * min_samples or tolerance < 0:
-                continue
-            _count_bins(histogram, bins, bin_counts, place, channels, a, b, offset[node], unrolled)
             f, at, way = _best_split(histogram, bin_counts, categorical, total, K, min_samples, tolerance, order, mean)
             if f < 0:
                 continue
@@ -154,47 +182,95 @@ def _grow_level_by_level(  # type: ignore[no-untyped-def]  # compiled, and calle
                     goes_left[order[i]] = True
             else:
                 goes_left[1 : at + 1] = True
-            middle = _part(
-                bins[f], goes_left, place, channels, a, b, offset[node], spare_place, spare_channels, unrolled
-            )
-            for child, (ca, cb) in enumerate(((a, middle), (middle, b))):
-                begin[grown + child], end[grown + child], offset[grown + child] = ca, cb, offset[node]
-                squares[grown + child] = _add_up(sums[grown + child], channels, ca, cb, K, unrolled)
+            middle = _part(bins[f], goes_left, place, rows, a, b, offset, spare_place, spare_rows, of_row)
+            squares[grown] = _add_up(sums[grown], rows, a, middle, K, of_row)
+            squares[grown + 1] = _add_up(sums[grown + 1], rows, middle, b, K, of_row)
+            begin[grown], end[grown], begin[grown + 1], end[grown + 1] = a, middle, middle, b
             heavier_left = sums[grown, K] >= sums[grown + 1, K]
-            feature[node], left[node] = f, grown
-            missing_left[node] = goes_left[0] if h[0, count] > 0 else heavier_left
+            feature[node], left[node], right[node] = f, grown, grown + 1
+            missing_left[node] = goes_left[0] if h[0, R] > 0 else heavier_left
             if categorical[f]:
                 # A code that no row here has goes with the heavier side, as a missing one does.
                 for code in range(LEVELS):
-                    absent = code >= bin_counts[f] or h[code, count] == 0
+                    absent = code >= bin_counts[f] or h[code, R] == 0
                     left_codes[used_sets, code] = heavier_left if absent else goes_left[code]
                 sets[node] = used_sets
                 used_sets += 1
             else:
-                split_bin[node] = at
-                for following in range(bin_counts[f] - 1, at, -1):
-                    if h[following, count] > 0:
-                        next_bin[node] = following
+                threshold[node] = _threshold(h, at, bin_counts[f], lows[f], highs[f])
+            children = grown
             grown += 2
-        first = level_end
-        if grown == level_end:
-            break
-    nodes = (feature, split_bin, next_bin, left, missing_left, begin, end, sums, left_codes, sets)
-    return nodes, place, grown
+            if level + 1 == max_depth:
+                continue
+            fewer = 0 if middle - a <= b - middle else 1
+            fewer_splits = _splits(sums[children + fewer], squares[children + fewer], K, min_samples)
+            more_splits = _splits(sums[children + 1 - fewer], squares[children + 1 - fewer], K, min_samples)
+            below = level + 1 if level + 1 < kept else kept
+            if below < kept and (fewer_splits or more_splits):
+                small = children + fewer
+                _count(histograms[below], bins, bin_counts, place, rows, begin[small], end[small], offset, of_row)
+                if more_splits:
+                    _take_away(histogram, histograms[below], bin_counts)
+            if more_splits:
+                waiting[top], level_of[top] = children + 1 - fewer, level + 1
+                held_in[top] = held if below < kept else kept
+                top += 1
+            if fewer_splits:
+                waiting[top], level_of[top], held_in[top] = children + fewer, level + 1, below
+                top += 1
+    value, said = np.empty((grown, K)), np.empty((M, K))
+    for node in range(grown):
+        for k in range(K):
+            value[node, k] = sums[node, k] / (sums[node, K] + l2)
+        if feature[node] < 0:
+            for i in range(begin[node], end[node]):
+                for k in range(K):
+                    said[place[i], k] = value[node, k]
+    nodes = (
+        feature[:grown].copy(), threshold[:grown].copy(), left[:grown].copy(), right[:grown].copy(),
+        missing_left[:grown].copy(), sets[:grown].copy(), left_codes[:used_sets].copy(), value, sums[:grown, K].copy(),
+    )  # fmt: skip
+    return nodes, said
 
 
 @njit(cache=True, nogil=True)
-def _add_up(out, channels, a, b, K, unrolled):  # type: ignore[no-untyped-def]
-    """Add the channels of rows a to b to ``out``, and return their weighted sum of squares."""
+def _add_up(out, rows, a, b, K, of_row):  # type: ignore[no-untyped-def]
+    """Write what the channels of rows a to b add up to, and their number, and return their weighted sum of squares."""
+    R = len(of_row)
     squares = 0.0
-    for i in range(a, b):
-        for c in range(len(unrolled)):
-            out[c] += channels[i, c]
-        of_row = 0.0
-        for k in range(K):
-            of_row += channels[i, k] * channels[i, k]
-        squares += of_row / channels[i, K]
+    for c in range(len(of_row)):
+        added, squared = 0.0, 0.0
+        for i in range(a, b):
+            x = rows[i, c]
+            added += x
+            squared += x * x if R == K else x * x / rows[i, K]
+        out[c] = added
+        if c < K:
+            squares += squared
+    out[R] = b - a
     return squares
+
+
+@njit(cache=True, nogil=True)
+def _splits(total, squares, K, min_samples):  # type: ignore[no-untyped-def]
+    """Whether a node has rows enough, and targets that are not all alike."""
+    return total[len(total) - 1] >= 2 * min_samples and _tolerance(squares, total, K) >= 0
+
+
+@njit(cache=True, nogil=True)
+def _threshold(h, at, bins, lows, highs):  # type: ignore[no-untyped-def]
+    """Return the middle between the last bin that goes left and the next one with rows; infinity where there is none.
+
+    The middle is below what follows also where floating point has nothing between the two.
+    """
+    following = at + 1
+    while following < bins and h[following, h.shape[1] - 1] == 0:
+        following += 1
+    if following >= bins:
+        return np.inf
+    low, high = highs[at], lows[following]
+    middle = low / 2 + high / 2  # the sum of large values would overflow
+    return middle if low <= middle < high else low
 
 
 @njit(cache=True, nogil=True)
@@ -207,17 +283,45 @@ def _tolerance(squares, total, K):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _count_bins(histogram, bins, bin_counts, place, channels, a, b, offset, unrolled):  # type: ignore[no-untyped-def]
-    for f in range(len(bins)):
-        histogram[f, : bin_counts[f]] = 0.0
+def _count_root(histogram, bins, rows, a, b, channels):  # type: ignore[no-untyped-def]
+    """Add the first channels of rows that stand in the order of the table."""
     for c0 in range(a, b, CHUNK):
         c1 = min(b, c0 + CHUNK)
         for f in range(len(bins)):
             own_bins, h = bins[f], histogram[f]
             for i in range(c0, c1):
-                at = np.uintp(own_bins[np.uintp(place[i] - offset)])  # unsigned: no test for below 0
-                for c in range(len(unrolled)):
-                    h[at, c] += channels[i, c]
+                at = np.uintp(own_bins[np.uintp(i)])  # unsigned: no test for below 0
+                for c in range(len(channels)):
+                    h[at, c] += rows[np.uintp(i), c]
+
+
+@njit(cache=True, nogil=True)
+def _count(histogram, bins, bin_counts, place, rows, a, b, offset, of_row):  # type: ignore[no-untyped-def]
+    """Count the rows of a node: all of their channels, and their number."""
+    D, B, C = histogram.shape
+    R, flat_DX = len(of_row), histogram.reshape(D, B * C)
+    for f in range(D):
+        for x in range(bin_counts[f] * C):
+            flat_DX[f, x] = 0.0
+    for c0 in range(a, b, CHUNK):
+        c1 = min(b, c0 + CHUNK)
+        for f in range(len(bins)):
+            own_bins, h = bins[f], histogram[f]
+            for i in range(c0, c1):
+                at = np.uintp(own_bins[np.uintp(place[np.uintp(i)] - offset)])
+                for c in range(len(of_row)):
+                    h[at, c] += rows[np.uintp(i), c]
+                h[at, R] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def _take_away(histogram, part, bin_counts):  # type: ignore[no-untyped-def]
+    """Leave of a node's histograms what is not in one of its children's; numbers of rows stay exact."""
+    D, B, C = histogram.shape
+    whole_DX, part_DX = histogram.reshape(D, B * C), part.reshape(D, B * C)
+    for f in range(D):
+        for x in range(bin_counts[f] * C):
+            whole_DX[f, x] -= part_DX[f, x]
 
 
 @njit(cache=True, nogil=True)
@@ -245,22 +349,22 @@ def _best_split(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _part(own_bins, goes_left, place, channels, a, b, offset, spare_place, spare_channels, unrolled):  # type: ignore[no-untyped-def]
-    """Move the rows of the left side up and those of the right side after them, each in their order."""
+def _part(own_bins, goes_left, place, rows, a, b, offset, spare_place, spare_rows, of_row):  # type: ignore[no-untyped-def]
+    """Move the rows of the left side up and those of the right side after them, each in their order.
+
+    Every row is written to both sides and stays where the next one does not come: rows go either way like coins, and a
+    processor that guesses wrong loses more time.
+    """
     to, kept = a, 0
     for i in range(a, b):
-        if goes_left[own_bins[np.uintp(place[i] - offset)]]:
-            place[to] = place[i]
-            for c in range(len(unrolled)):
-                channels[to, c] = channels[i, c]
-            to += 1
-        else:
-            spare_place[kept] = place[i]
-            for c in range(len(unrolled)):
-                spare_channels[kept, c] = channels[i, c]
-            kept += 1
+        is_left = np.int64(goes_left[own_bins[np.uintp(place[i] - offset)]])
+        place[np.uintp(to)] = spare_place[np.uintp(kept)] = place[i]
+        for c in range(len(of_row)):
+            rows[np.uintp(to), c] = spare_rows[np.uintp(kept), c] = rows[i, c]
+        to += is_left
+        kept += 1 - is_left
     place[to:b] = spare_place[:kept]
-    channels[to:b] = spare_channels[:kept]
+    rows[to:b] = spare_rows[:kept]
     return to
 
 
@@ -346,12 +450,3 @@ def _by_mean(h, present, total, K, order, mean):  # type: ignore[no-untyped-def]
             order[back] = order[back - 1]
             back -= 1
         order[back] = at
-
-
-@njit(cache=True, nogil=True)
-def _say(said, place, feature, begin, end, value, grown):  # type: ignore[no-untyped-def]
-    for node in range(grown):
-        if feature[node] < 0:
-            for i in range(begin[node], end[node]):
-                for k in range(value.shape[1]):
-                    said[place[i], k] = value[node, k]
