@@ -18,7 +18,7 @@ from multitune.tabular.multitab_network import (
     blocked_attention,
 )
 from multitune.tabular.network_layers import NetworkTarget, StackedLinear, Towers, output_slices
-from multitune.tabular.network_training import Rows, TargetLosses
+from multitune.tabular.network_training import Place, Rows, TargetLosses, TrainingSettings, train_network
 
 BINARY, VALUE = NetworkTarget("binary"), NetworkTarget("regression")
 MIXED = (BINARY, VALUE, NetworkTarget("multiclass", 3), VALUE)
@@ -266,3 +266,28 @@ def test_rows_are_taken_with_all_their_blocks():
     assert rows.take(torch.tensor([2, 0])).labels.tolist() == [[2.0], [1.0]]
     assert rows.labelled().codes.tolist() == [[0], [2]]
     assert rows.bytes == 6 * 4 + 3 * 4 + 3 * 4
+
+
+def trained(rows_at_once: int | None, **settings) -> tuple[Tensor, list[float]]:
+    """Train for three epochs and return the outputs and the losses of the last."""
+    numeric, codes = make_rows(40)
+    label_BT = torch.cat((numeric > 0, numeric), dim=1)[:, [0, 3, 1, 4]].float()
+    label_BT[::3, 1] = torch.nan
+    rows, network = Rows(numeric, codes, label_BT), make_network(blocks=2)
+    network.rows_at_once = rows_at_once
+    plan = TrainingSettings(epochs=3, batch_size=20, learning_rate=0.01, **settings)
+    history = train_network(network, MIXED, rows, plan, Place(torch.device("cpu")), seed=0)
+    return network(numeric, codes), history.losses[-1]
+
+
+@pytest.mark.parametrize("loss", ["mse", "rmse"])
+def test_a_batch_computed_in_parts_takes_the_same_steps(loss):
+    # outputs and no weights: the bias of the keys has no gradient but rounding, by which AdamW steps all the same
+    torch.testing.assert_close(
+        trained(7, regression_loss=loss), trained(None, regression_loss=loss), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_rows_that_see_each_other_are_computed_together():
+    assert make_network(inter_sample="batch").rows_at_once is None
+    assert make_network(blocks=2, ff_dim=4096).rows_at_once < make_network(blocks=1, ff_dim=4096).rows_at_once

@@ -81,7 +81,8 @@ class RowSet:
     def score(self, theta_T: Floats) -> Floats:
         """Return F, (N, K), as ``combined`` does, in one pass."""
         F_NK = np.empty_like(self.y)
-        _score(F_NK, *(self.values[name] for name in FUNCTIONS), sigmoid(theta_T), self.task)
+        m_NK, p_NK, q_NK, h_NK = (self.values[name] for name in FUNCTIONS)
+        _score(F_NK, m_NK, p_NK, q_NK, h_NK, sigmoid(theta_T), self.task)
         return F_NK
 
     def mean_loss(self, loss: Loss, F_NK: Floats) -> float:

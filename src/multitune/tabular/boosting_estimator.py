@@ -157,7 +157,9 @@ class RobustBooster(BaseEstimator):
         self.tasks_ = np.array(tasks, dtype=None if len({type(one) for one in tasks}) == 1 else object)
         categorical = categorical_places(frame, self.categorical_features)
         shown = [str(name) for name in frame.columns]
-        self.features_ = [fit_feature(frame.iloc[:, j], shown[j], j in categorical) for j in range(len(shown))]
+        self.features_ = [
+            fit_feature(column, shown[j], j in categorical) for j, (_, column) in enumerate(frame.items())
+        ]
         self._boost(encode_features(frame, self.features_), place, y_NK, weight, eval_set)
         return self
 

@@ -20,7 +20,7 @@ from multitune.tabular.boosting_exact import TreeSettings
 from multitune.tabular.boosting_trees import LEVELS, Trees
 
 CHUNK = 4096  # rows whose targets stay in the cache while all features are counted
-UNROLLED = 3  # channels of a row for which the loops are compiled of their own
+UNROLLED = 2  # channels of a row up to which the loops are compiled of their own
 ALIKE = 2.3e-16  # mean square about the mean below which targets are alike, as in scikit-learn's trees
 ROUNDING = 1e-12  # of a node's sum of squares: splits closer than that are equally good, and the first one is taken
 DEEPEST = 40  # levels of splits at most
@@ -50,7 +50,9 @@ class HistogramEngine:
         self.pooled_cover = self._root_sums(self.cover_NW, np.array([0, len(weight)]))
         # Those of many tasks of few rows would take more room than the table does.
         few = 2 * (len(starts) - 1) * self._bins <= len(weight)
-        self.own_cover = self._root_sums(self.cover_NW, self.starts) if few else np.empty((0, 0, 0, 0))
+        self.own_counts = (
+            self._root_sums(self.cover_NW, self.starts) if self.unweighted and few else np.empty((0, 0, 0, 0))
+        )
 
     @property
     def _bins(self) -> int:
@@ -99,16 +101,15 @@ class HistogramEngine:
             rows_MR,
             starts,
             K,
-            _unrolled(K),
             _unrolled(rows_MR.shape[1]),
             roots,
-            self.own_cover,
+            self.own_counts,
             deepest,
             settings.min_samples_leaf,
             settings.l2,
             most,
         )
-        return Trees(*nodes, roots=np.arange(len(starts) - 1, dtype=np.int32)[None]), said
+        return Trees(*nodes, roots=np.arange(len(starts) - 1, dtype=np.int32)[None]), said  # type: ignore[misc]
 
 
 def _unrolled(channels: int) -> tuple[int, ...] | npt.NDArray[np.float64]:
@@ -118,13 +119,13 @@ def _unrolled(channels: int) -> tuple[int, ...] | npt.NDArray[np.float64]:
 
 @njit(cache=True, nogil=True)
 def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _grow alone
-    bins, bin_counts, categorical, lows, highs, rows, starts, K, of_target, of_row, roots, cover, max_depth,
-    min_samples, l2, most,
+    bins, bin_counts, categorical, lows, highs, rows, starts, K, of_row, roots, counts, max_depth, min_samples,
+    l2, most,
 ):  # fmt: skip
     """Grow one tree over each stretch of rows, and return its nodes as ``Trees`` has them, and what it says of rows.
 
-    ``roots`` are the roots' histograms, (S, D, B, C), or empty; ``cover`` those of their weights and numbers of rows
-    alone, (S, D, B, C - K), or empty. ``rows`` are reordered.
+    ``roots`` are the roots' histograms, (S, D, B, C), or empty; ``counts`` their last channel alone, the numbers of
+    rows, (S, D, B, 1), or empty. ``rows`` are reordered.
     """
     D, N = bins.shape
     M, R = rows.shape
@@ -133,6 +134,7 @@ def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _gro
     threshold, missing_left = np.zeros(most), np.zeros(most, np.bool_)
     begin, end = np.zeros(most, np.int64), np.zeros(most, np.int64)
     sums, squares = np.zeros((most, C)), np.zeros(most)
+    value, said = np.zeros((most, K)), np.empty((M, K))
     sets = np.full(most, -1, np.int32)
     left_codes = np.zeros((most // 2 + 1 if categorical.any() else 0, LEVELS), np.bool_)
     used_sets = 0
@@ -154,10 +156,10 @@ def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _gro
             continue
         if len(roots):
             histograms[0] = roots[slot]
-        elif len(cover):
-            histograms[0, :, :, :K] = 0.0
-            histograms[0, :, :, K:] = cover[slot]
-            _count_root(histograms[0], bins, rows, begin[slot], end[slot], of_target)
+        elif len(counts):
+            histograms[0, :, :, :R] = 0.0
+            histograms[0, :, :, R:] = counts[slot]
+            _count_root(histograms[0], bins, rows, begin[slot], end[slot], of_row)
         else:
             _count(histograms[0], bins, bin_counts, place, rows, begin[slot], end[slot], offset, of_row)
         waiting[0], level_of[0], held_in[0] = slot, 0, 0
@@ -182,10 +184,16 @@ def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _gro
                     goes_left[order[i]] = True
             else:
                 goes_left[1 : at + 1] = True
-            middle = _part(bins[f], goes_left, place, rows, a, b, offset, spare_place, spare_rows, of_row)
-            squares[grown] = _add_up(sums[grown], rows, a, middle, K, of_row)
-            squares[grown + 1] = _add_up(sums[grown + 1], rows, middle, b, K, of_row)
-            begin[grown], end[grown], begin[grown + 1], end[grown + 1] = a, middle, middle, b
+            are_leaves, middle = level + 1 == max_depth, a
+            if are_leaves:  # nothing will ask for the order of their rows
+                _add_up_sides(sums[grown : grown + 2], bins[f], goes_left, place, rows, a, b, offset, of_row)
+                _set_values(value, sums, grown, grown + 2, K, l2)
+                _say_by_side(said, value[grown : grown + 2], bins[f], goes_left, place, a, b, offset)
+            else:
+                middle = _part(bins[f], goes_left, place, rows, a, b, offset, spare_place, spare_rows, of_row)
+                squares[grown] = _add_up(sums[grown], rows, a, middle, K, of_row)
+                squares[grown + 1] = _add_up(sums[grown + 1], rows, middle, b, K, of_row)
+                begin[grown], end[grown], begin[grown + 1], end[grown + 1] = a, middle, middle, b
             heavier_left = sums[grown, K] >= sums[grown + 1, K]
             feature[node], left[node], right[node] = f, grown, grown + 1
             missing_left[node] = goes_left[0] if h[0, R] > 0 else heavier_left
@@ -200,7 +208,7 @@ def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _gro
                 threshold[node] = _threshold(h, at, bin_counts[f], lows[f], highs[f])
             children = grown
             grown += 2
-            if level + 1 == max_depth:
+            if are_leaves:
                 continue
             fewer = 0 if middle - a <= b - middle else 1
             fewer_splits = _splits(sums[children + fewer], squares[children + fewer], K, min_samples)
@@ -218,17 +226,16 @@ def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _gro
             if fewer_splits:
                 waiting[top], level_of[top], held_in[top] = children + fewer, level + 1, below
                 top += 1
-    value, said = np.empty((grown, K)), np.empty((M, K))
+    _set_values(value, sums, 0, grown, K, l2)
     for node in range(grown):
-        for k in range(K):
-            value[node, k] = sums[node, k] / (sums[node, K] + l2)
         if feature[node] < 0:
-            for i in range(begin[node], end[node]):
+            for i in range(begin[node], end[node]):  # none of those at the greatest depth
                 for k in range(K):
                     said[place[i], k] = value[node, k]
     nodes = (
         feature[:grown].copy(), threshold[:grown].copy(), left[:grown].copy(), right[:grown].copy(),
-        missing_left[:grown].copy(), sets[:grown].copy(), left_codes[:used_sets].copy(), value, sums[:grown, K].copy(),
+        missing_left[:grown].copy(), sets[:grown].copy(), left_codes[:used_sets].copy(), value[:grown].copy(),
+        sums[:grown, K].copy(),
     )  # fmt: skip
     return nodes, said
 
@@ -249,6 +256,32 @@ def _add_up(out, rows, a, b, K, of_row):  # type: ignore[no-untyped-def]
             squares += squared
     out[R] = b - a
     return squares
+
+
+@njit(cache=True, nogil=True)
+def _add_up_sides(sums, own_bins, goes_left, place, rows, a, b, offset, of_row):  # type: ignore[no-untyped-def]
+    """Write what the channels of the rows of the left side and of the right one add up to, and their numbers."""
+    for i in range(a, b):
+        side = np.uintp(not goes_left[own_bins[np.uintp(place[np.uintp(i)] - offset)]])
+        for c in range(len(of_row)):
+            sums[side, c] += rows[np.uintp(i), c]
+        sums[side, len(of_row)] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def _set_values(value, sums, first, last, K, l2):  # type: ignore[no-untyped-def]
+    for node in range(first, last):
+        for k in range(K):
+            value[node, k] = sums[node, k] / (sums[node, K] + l2)
+
+
+@njit(cache=True, nogil=True)
+def _say_by_side(said, value, own_bins, goes_left, place, a, b, offset):  # type: ignore[no-untyped-def]
+    for i in range(a, b):
+        row = np.uintp(place[np.uintp(i)])
+        side = np.uintp(not goes_left[own_bins[np.uintp(place[np.uintp(i)] - offset)]])
+        for k in range(value.shape[1]):
+            said[row, k] = value[side, k]
 
 
 @njit(cache=True, nogil=True)
@@ -361,7 +394,7 @@ def _part(own_bins, goes_left, place, rows, a, b, offset, spare_place, spare_row
         place[np.uintp(to)] = spare_place[np.uintp(kept)] = place[i]
         for c in range(len(of_row)):
             rows[np.uintp(to), c] = spare_rows[np.uintp(kept), c] = rows[i, c]
-        to += is_left
+        to += is_left  # type: ignore[assignment]
         kept += 1 - is_left
     place[to:b] = spare_place[:kept]
     rows[to:b] = spare_rows[:kept]

@@ -54,8 +54,8 @@ def encode_features(frame: pd.DataFrame, features: Sequence[Feature]) -> Floats:
         TableError: infinite, or a value that is no number in a numeric column.
     """
     X = np.empty((len(frame), len(features)))
-    for place, feature in enumerate(features):
-        column, where = frame.iloc[:, place], f"column '{feature.name}'"
+    for place, (feature, (_, column)) in enumerate(zip(features, frame.items(), strict=True)):
+        where = f"column '{feature.name}'"
         if feature.levels is None:
             X[:, place] = numbers_of(column, where)
             continue

@@ -7,7 +7,7 @@ for each task, or a single one), ``C`` splits by categories.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class Trees:
         return self._with(roots=np.ascontiguousarray(self.roots[:, slot : slot + 1]))
 
     def _with(self, **changed: npt.NDArray[np.generic]) -> Trees:
-        return Trees(**{**{field.name: getattr(self, field.name) for field in fields(self)}, **changed})
+        return Trees(**{**vars(self), **changed})
 
     def add_to(self, out_NK: Floats, X: Floats, slot_N: npt.NDArray[np.intp] | None = None) -> None:
         """Add to each row what its trees say, in place.

@@ -50,7 +50,7 @@ def read_features(X: Any) -> tuple[pd.DataFrame, list[str] | None]:
                 "Give at least one row and one column.",
             )
         return frame, names
-    return pd.DataFrame(_matrix(X)), None
+    return pd.DataFrame(_matrix(X), copy=False), None  # nobody writes to it
 
 
 def as_frame(table: Any) -> pd.DataFrame | None:

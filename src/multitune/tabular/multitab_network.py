@@ -27,6 +27,8 @@ Mask = Literal["none", "TxT", "FxT", "FxT_TxT"]
 InterSample = Literal["off", "batch"]
 
 MASKS: tuple[Mask, ...] = ("none", "TxT", "FxT", "FxT_TxT")
+CACHED_FLOATS = 2_500_000  # of a layer's widest activations that a processor's cache holds beside the others
+
 INTER_SAMPLE: tuple[InterSample, ...] = ("off", "batch")
 
 
@@ -137,6 +139,7 @@ class MultiTabNetwork(nn.Module):
     """
 
     allowed_SS: Tensor | None
+    rows_at_once: int | None  # that a processor computes fastest; None where the rows of a batch see each other
 
     def __init__(
         self, numeric: int, cardinalities: Sequence[int], targets: Sequence[NetworkTarget], shape: NetworkShape
@@ -151,6 +154,9 @@ class MultiTabNetwork(nn.Module):
         fill_affine(self.task_weight_Te, self.task_bias_Te, 1, shape.initialisation)
         self.dropout = nn.Dropout(shape.ff_dropout)
         tokens = self.task_tokens + numeric + len(cardinalities)
+        # the last layer is as wide for the task tokens alone
+        widest = tokens * max(4 * shape.embed_dim, shape.ff_dim if shape.blocks > 1 else 0)
+        self.rows_at_once = max(16, CACHED_FLOATS // widest) if shape.inter_sample == "off" else None
 
         def layers(width: int) -> nn.ModuleList:
             return nn.ModuleList(

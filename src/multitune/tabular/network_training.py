@@ -83,6 +83,12 @@ class Rows:
         return Rows(change(self.numeric), change(self.codes), labels, weights)
 
 
+def counted(label_BT: Tensor, weight_BT: Tensor | None) -> Tensor:
+    """Return by how much every label counts, (B, T): its weight, 0 where it is missing."""
+    present_BT = ~label_BT.isnan()
+    return present_BT.float() if weight_BT is None else present_BT * weight_BT
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a network is trained; AdamW at a constant rate.
@@ -138,8 +144,7 @@ class TargetLosses(nn.Module):
         self.register_buffer("is_regression_T", torch.tensor([target.kind == "regression" for target in targets]))
 
     def forward(self, output_BO: Tensor, label_BT: Tensor, weight_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-        present_BT = ~label_BT.isnan()
-        counted_BT = present_BT.to(output_BO.dtype) if weight_BT is None else present_BT * weight_BT
+        counted_BT = counted(label_BT, weight_BT).to(output_BO.dtype)
         known_BT = label_BT.nan_to_num()
         losses = []
         for place, (kind, _) in enumerate(self.groups):
@@ -265,20 +270,37 @@ def _epoch(
     for batch in order.tensor_split(batches):
         mine = rows.take(batch[place.process :: place.processes].to(rows.numeric.device)).to(place.device)
         assert mine.labels is not None
-        with autocast(settings.precision, place.device):
-            output_BO = network(mine.numeric, mine.codes)
-        sum_T, present_T = losses_of(output_BO.float(), mine.labels, mine.weights)
-        present_T = place.sum(present_T)
-        mean_T = sum_T / present_T.clamp_min(torch.finfo(present_T.dtype).tiny)
-        if settings.regression_loss == "rmse":
-            mean_T = mean_T * _slope_of_root(place.sum(mean_T.detach()), losses_of.is_regression_T)
+        present_T = place.sum(counted(mine.labels, mine.weights).sum(0))
         optimizer.zero_grad()
-        mean_T.sum().backward()
+        # the root of a batch's error is not a sum over its rows
+        for some in [mine] if settings.regression_loss == "rmse" else _slices(mine, network, place.device):
+            assert some.labels is not None
+            with autocast(settings.precision, place.device):
+                output_BO = network(some.numeric, some.codes)
+            sum_T, _ = losses_of(output_BO.float(), some.labels, some.weights)
+            mean_T = sum_T / present_T.clamp_min(torch.finfo(present_T.dtype).tiny)
+            if settings.regression_loss == "rmse":
+                mean_T = mean_T * _slope_of_root(place.sum(mean_T.detach()), losses_of.is_regression_T)
+            mean_T.sum().backward()
+            total_T = total_T + sum_T.detach()
         _sum_gradients(network, place)
         optimizer.step()
-        total_T, weight_T = total_T + sum_T.detach(), weight_T + present_T
+        weight_T = weight_T + present_T
     means: list[float] = (place.sum(total_T) / weight_T).tolist()
     return means
+
+
+def _slices(rows: Rows, network: nn.Module, device: torch.device) -> list[Rows]:
+    """Return a batch in parts that a processor's cache holds, where the network computes every row for itself.
+
+    Gradients of the parts add up to the batch's; large activations that come and go cost a processor more time than
+    what is computed of them.
+    """
+    at_once = getattr(network, "rows_at_once", None)
+    if device.type != "cpu" or at_once is None or len(rows) <= at_once:
+        return [rows]
+    starts = range(0, len(rows), at_once)
+    return [rows.take(slice(start, start + at_once)) for start in starts]
 
 
 def _slope_of_root(mean_T: Tensor, is_regression_T: Tensor) -> Tensor:
@@ -327,6 +349,7 @@ def network_outputs(
     outputs = []
     for start in range(0, len(rows), batch_size):
         batch = rows.take(slice(start, start + batch_size)).to(place.device)
-        with autocast(precision, place.device):
-            outputs.append(network(batch.numeric, batch.codes, **extra).float().cpu())
+        for some in _slices(batch, network, place.device):
+            with autocast(precision, place.device):
+                outputs.append(network(some.numeric, some.codes, **extra).float().cpu())
     return torch.cat(outputs)
