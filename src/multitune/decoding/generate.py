@@ -62,43 +62,89 @@ def generate(
 ) -> list[str]:
     """Return the text that the model writes after each prompt, without special tokens and without the stop string.
 
+    Args:
+        prompts: token ids per prompt.
+        max_new_tokens, stop, batch_tokens, temperature, top_p, seed, progress: as for `generate_several`; greedy, a
+            prompt's text does not depend on its batch.
+
+    Raises:
+        MultituneError: max_new_tokens leaves no position for the prompt, or a stop string is empty.
+    """
+    several = generate_several(
+        backbone,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_tokens=batch_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        progress=progress,
+    )
+    return [texts[0] for texts in several]
+
+
+def generate_several(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    *,
+    beams: int = 1,
+    samples: int = 1,
+    max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    batch_tokens: int = 4096,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[str]]:
+    """Return what the model writes after each prompt in several ways, as `generate` does: all beams, or samples.
+
     Prompts go in batches of similar length, padded on the left (encoder-decoders: on the right), with a key-value
     cache; what many of them begin with is read once. A prompt too long for the model's positions is cut on the left,
     counted and logged once.
 
     Args:
         prompts: token ids per prompt.
+        beams: width of a beam search, whose texts come in the order of their mean log-probability; 1 is greedy.
+        samples: texts per prompt where the temperature is above 0, in the order in which they were drawn.
         max_new_tokens: at most so many tokens are written; at least 1.
         stop: a text ends before the first of these strings.
-        batch_tokens: rows times (longest prompt + max_new_tokens) of a batch; memory is bounded by it.
-        temperature: logits are divided by it; 0 is greedy, where a prompt's text does not depend on its batch.
+        batch_tokens: rows times ways times (longest prompt + max_new_tokens) of a batch; memory is bounded by it.
+        temperature: logits are divided by it; 0 does not sample.
         top_p: samples from the smallest set of tokens whose probability reaches it, in (0, 1]; 1 samples from all.
         seed: of the sampling; the caller's random state is left as it was.
         progress: called with (prompts done, prompts in all) after every batch.
 
     Raises:
         MultituneError: max_new_tokens leaves no position for the prompt, or a stop string is empty.
+        ValueError: several beams of a sampling, or several samples without a temperature.
     """
+    if (beams > 1 and temperature > 0) or (samples > 1 and temperature <= 0):
+        raise ValueError(f"{beams} beams and {samples} samples do not go with the temperature {temperature}")
     model = backbone.model
     stop = _stop_strings(stop)
     fitted = _fit(backbone, prompts, max_new_tokens)
-    config = _generation_config(model, backbone.tokenizer, max_new_tokens, temperature, top_p)
+    ways = max(beams, samples)
+    config = _generation_config(model, backbone.tokenizer, max_new_tokens, temperature, top_p, beams, ways)
 
-    texts = [""] * len(fitted)
+    texts: list[list[str]] = [[] for _ in fitted]
     # With an adapter that learns a prompt, peft drops position ids: padding in front would move the text's positions.
     batched = batches_of_one_length if is_prompt_learning(model) else batches_by_length
     done = number = 0
     with evaluating(model), torch.no_grad():
-        for prefix, members in shared_prefixes(fitted) if shares_prefixes(backbone) else [([], [*range(len(fitted))])]:
+        # transformers does not repeat a cache that it is given for several ways
+        shares = ways == 1 and shares_prefixes(backbone)
+        for prefix, members in shared_prefixes(fitted) if shares else [([], [*range(len(fitted))])]:
             begun = read_prompts(backbone, [prefix]) if prefix else None
             tokens = [len(fitted[i]) - len(prefix) + max_new_tokens + cached_cost(len(prefix)) for i in members]
-            for places in batched(np.array(tokens, dtype=np.int64), batch_tokens):
+            for places in batched(np.array(tokens, dtype=np.int64), max(1, batch_tokens // ways)):
                 batch = [members[place] for place in places]
                 with _seeded(seed + number, next(model.parameters()).device, temperature):
                     rest = [fitted[i][len(prefix) :] for i in batch]
                     written = _write(backbone, rest, config, stop, begun, prefix)
-                for i, text in zip(batch, written, strict=True):
-                    texts[i] = cut_at_stop(text, stop)
+                for place, i in enumerate(batch):
+                    texts[i] = [cut_at_stop(text, stop) for text in written[place * ways : (place + 1) * ways]]
                 number += 1
                 done += len(batch)
                 if progress is not None:
@@ -114,7 +160,10 @@ def _write(
     begun: PromptPass | None,
     prefix: list[int],
 ) -> list[str]:
-    """Return what the model writes after one batch of prompts, of which the prefix has been read already."""
+    """Return what the model writes after one batch of prompts, of which the prefix has been read already.
+
+    Where it writes in several ways, those of the first prompt come first.
+    """
     model, tokenizer = backbone.model, backbone.tokenizer
     side = "right" if backbone.form == "seq2seq" else "left"
     input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id, side, next(model.parameters()).device)
@@ -166,7 +215,7 @@ def _fit(backbone: Backbone, prompts: Sequence[Sequence[int]], max_new_tokens: i
 
 
 def _generation_config(
-    model: nn.Module, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float
+    model: nn.Module, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, beams: int, ways: int
 ) -> GenerationConfig:
     """Return settings in which nothing is left to the model's own generation_config.json but its special tokens.
 
@@ -179,7 +228,10 @@ def _generation_config(
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_length=0,
-        num_beams=1,
+        num_beams=beams,
+        num_return_sequences=ways,
+        length_penalty=1.0,
+        early_stopping=False,
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else 1.0,
         top_p=top_p if temperature > 0 else 1.0,

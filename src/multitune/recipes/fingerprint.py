@@ -23,8 +23,16 @@ MERGE_VERSION = 1
 ESTIMATOR_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
-_ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop"}
-_ONLY_TRAINED = {"train", "validation", "test", "weight", "tags", "held_out"}  # the scored rows are digested themselves
+_ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop", "program"}
+_ONLY_TRAINED = {
+    "train",
+    "validation",
+    "test",
+    "weight",
+    "tags",
+    "held_out",
+    "program",
+}  # the scored rows are digested themselves
 _ONLY_LOGGED = {"logging_steps", "save_steps", "save_total_limit", "report_to"}
 
 _NOT_TRAINED: dict[str, Any] = {"tasks": True, "measure": True, "training": _ONLY_LOGGED}

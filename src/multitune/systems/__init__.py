@@ -19,6 +19,7 @@ from multitune.systems import (
     mhr,
     multitab,
     pcp,
+    peft_for_code,
     rmtgb,
 )
 from multitune.systems.system import System
@@ -204,14 +205,7 @@ _GALLERY = (
         "Experts behind task prompts let one moderate model do a dozen mathematical tasks without interference.",
         "models",
     ),
-    System(
-        34,
-        "PEFT for code",
-        "Exploring Parameter-Efficient Fine-Tuning Techniques for Code Generation with Large Language Models",
-        "arXiv 2308.10462, TOSEM 2025",
-        "Adapters on large code models beat fully tuned small ones, and examples in the context, at less memory.",
-        "adaptation",
-    ),
+    peft_for_code.SYSTEM,
     System(
         35,
         "Long-context RAG",

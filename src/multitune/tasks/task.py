@@ -106,6 +106,9 @@ class Task(BaseModel):
     chat: Literal["auto", "always", "never"] = Field("auto", description="when to use the tokenizer's chat template")
     max_new_tokens: PositiveInt = 64
     stop: Texts = ()
+    program: str | None = Field(
+        None, description="generate: template of a program that tests an answer, {{ completion }}; run by evaluate-code"
+    )
 
     @model_validator(mode="after")
     def _fractions_of_train(self) -> Task:
@@ -126,6 +129,12 @@ class Task(BaseModel):
             )
         if (self.prompt or self.target) and self.layout in ("messages", "sharegpt"):
             raise ValueError(f"rows of layout {self.layout} are chats, which take no prompt and no target template")
+        return self
+
+    @model_validator(mode="after")
+    def _program_of_a_text(self) -> Task:
+        if self.program is not None and self.kind not in (None, "generate"):
+            raise ValueError(f"program tests what a model writes; a task of kind {self.kind} has nothing to run")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,261 @@
+"""One model, one task, one way of asking: the answers to every row, ranked, and what they are worth.
+
+The ways of asking: alone (a base as it is, or one that was tuned), behind the same random training examples for all
+queries, or behind the training examples nearest to each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from multitune.errors import MultituneError
+from multitune.scoring.code.demonstrations import Embed, drawn, fitted, nearest
+from multitune.scoring.code.sandbox import Limits, Outcome, run_all
+
+if TYPE_CHECKING:
+    from multitune.models.loading import Backbone
+    from multitune.tasks.task import Prompted, Task
+
+RANKS = (1, 2, 5, 10)
+"""k of EM@k and pass@k, as far as there are so many answers."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a model is asked.
+
+    Attributes:
+        way: zero-shot, icl (random demonstrations) or rag (the nearest ones).
+        shots: demonstrations before a query.
+        seed: of the random ones.
+    """
+
+    way: Literal["zero-shot", "icl", "rag"] = "zero-shot"
+    shots: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """As the command line has it."""
+        return self.way if self.way == "zero-shot" else f"{self.way}:{self.shots}"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are written: all beams of a search, or samples; greedy by default.
+
+    Attributes: see ``decoding.generate.generate_several``.
+    """
+
+    beams: int = 1
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class CodeAnswers:
+    """What a model wrote to one row.
+
+    Attributes:
+        id, where: of the example.
+        reference: what it should have written, without white space around it.
+        answers: the best first, or in the order in which they were drawn; as written, up to the first stop string.
+        left_out: demonstrations that did not fit.
+        outcomes: how every answer's program ended; None where none was run.
+    """
+
+    id: str
+    where: str
+    reference: str
+    answers: tuple[str, ...]
+    left_out: int = 0
+    outcomes: tuple[Outcome, ...] | None = None
+
+
+def mode_of(text: str, seed: int = 0) -> Mode:
+    """Return the mode that a text names: "zero-shot", "icl:3" or "rag:3".
+
+    Raises:
+        MultituneError: it names none.
+    """
+    way, _, shots = text.partition(":")
+    if text == "zero-shot":
+        return Mode()
+    if way == "icl" and shots.isdecimal():
+        return Mode("icl", int(shots), seed)
+    if way == "rag" and shots.isdecimal():
+        return Mode("rag", int(shots))
+    raise MultituneError(
+        f"There is no mode '{text}'.", f"--mode {text}", "Use zero-shot, icl:N or rag:N, N the number of examples."
+    )
+
+
+def demonstrations(
+    rows: Sequence[Prompted], store: Sequence[Prompted], mode: Mode, embed: Embed | None = None
+) -> list[list[Prompted]]:
+    """Return the demonstrations of every row, the most important first; none of them asks what the row asks.
+
+    Raises:
+        MultituneError: the store has not so many.
+    """
+    if mode.way == "zero-shot" or mode.shots == 0:
+        return [[] for _ in rows]
+    asked = {row.prompt for row in rows}
+    store = [one for one in store if one.prompt not in asked]  # what is scored must not be shown with its answer
+    chosen = drawn(store, mode.shots, mode.seed)
+    if mode.way == "icl":
+        return [chosen for _ in rows]
+    places = nearest([one.prompt for one in store], [row.prompt for row in rows], mode.shots, embed)
+    return [[store[place] for place in of_row] for of_row in places.tolist()]
+
+
+def written(
+    backbone: Backbone,
+    task: Task,
+    rows: Sequence[Prompted],
+    shown: Sequence[Sequence[Prompted]],
+    decoding: Decoding,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[CodeAnswers]:
+    """Return a model's answers to rows behind their demonstrations, not run.
+
+    Raises:
+        MultituneError: a query does not fit the model's positions; the model writes nothing.
+    """
+    from multitune.decoding.generate import cut_at_stop, generate_several
+    from multitune.mixing.encoding import encode_prompts
+    from multitune.models.tuners.task_ids import set_tasks
+
+    if task.kind != "generate" or backbone.form == "encoder":
+        raise MultituneError(
+            f"Task '{task.name}' of kind {task.kind} on a model of form {backbone.form} is not answered by writing.",
+            f"tasks.{task.name}",
+            "Name a task of kind generate and a model that writes.",
+        )
+    set_tasks(backbone.model, [task.name])
+    asked, left_out = zip(
+        *(fitted(row, few, backbone, task) for row, few in zip(rows, shown, strict=True)), strict=True
+    )
+    texts = generate_several(
+        backbone,
+        encode_prompts(asked, backbone.tokenizer, backbone.form, task),
+        beams=decoding.beams,
+        samples=decoding.samples,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        seed=decoding.seed,
+        batch_tokens=decoding.batch_tokens,
+        max_new_tokens=task.max_new_tokens,
+        stop=task.stop,
+        progress=progress,
+    )
+    return [
+        CodeAnswers(
+            row.example.id, row.example.where, cut_at_stop(row.target, task.stop).strip(), tuple(ranked), missing
+        )
+        for row, ranked, missing in zip(rows, texts, left_out, strict=True)
+    ]
+
+
+def programs(task: Task, row: Prompted, answers: Sequence[str]) -> list[str]:
+    """Return the programs that put answers to a row to the test: the task's ``program`` over its fields.
+
+    Raises:
+        MultituneError: the task has no program, or the row lacks a field of it.
+    """
+    from multitune.tasks.bad_rows import BadRow
+    from multitune.tasks.templates import compile_template
+
+    if task.program is None:
+        raise MultituneError(
+            f"Task '{task.name}' does not say how an answer is tested.",
+            f"tasks.{task.name}.program",
+            "Give it a template of the program to run, with {{ completion }} where the answer stands.",
+        )
+    render = compile_template(task.program, f"tasks.{task.name}.program")
+    try:
+        return [render({**row.example.fields, "completion": answer}) for answer in answers]
+    except BadRow as error:
+        raise MultituneError(
+            f"The program of task '{task.name}' cannot be made: {error.reason}.",
+            row.example.where,
+            "Correct the template or the row.",
+        ) from error
+
+
+def run_answers(
+    task: Task,
+    rows: Sequence[Prompted],
+    answers: Sequence[CodeAnswers],
+    limits: Limits,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[CodeAnswers]:
+    """Return answers with how their programs ended; see `sandbox`.
+
+    Raises:
+        MultituneError: as `programs` and `sandbox.run`.
+    """
+    from dataclasses import replace
+
+    each = [programs(task, row, one.answers) for row, one in zip(rows, answers, strict=True)]
+    outcomes = iter(run_all([one for some in each for one in some], limits, workers=workers, progress=progress))
+    return [replace(one, outcomes=tuple(next(outcomes) for _ in some)) for one, some in zip(answers, each, strict=True)]
+
+
+def per_example(answers: Sequence[CodeAnswers], decoding: Decoding) -> dict[str, np.ndarray]:
+    """Return the metrics that are means over examples, by name, float64 [N].
+
+    ``em@k``; ``ast_match`` of the first answer; where answers were run, of samples the unbiased ``pass@k``; of beams,
+    which are no independent draws, ``first@k``: whether one of the first k passes.
+    """
+    from multitune.tasks.python_source import same_code
+    from multitune.tasks.ranked import exact_match_at, pass_at
+
+    written_texts, references = [one.answers for one in answers], [one.reference for one in answers]
+    most = min(map(len, written_texts))
+    ranks = [k for k in RANKS if k <= most]
+    values = {f"em@{k}": exact_match_at(k, written_texts, references) for k in ranks}
+    first = [one.answers[0].strip() for one in answers]
+    values["ast_match"] = np.array([same_code(*pair) for pair in zip(first, references, strict=True)])
+    if all(one.outcomes is not None for one in answers):
+        passed = [[outcome.status == "passed" for outcome in one.outcomes or ()] for one in answers]
+        for k in ranks:
+            if decoding.beams > 1:
+                values[f"first@{k}"] = np.array([any(one[:k]) for one in passed], dtype=np.float64)
+            else:
+                values[f"pass@{k}"] = np.array([pass_at(k, len(one), sum(one)) for one in passed])
+    return values
+
+
+def measured(answers: Sequence[CodeAnswers], decoding: Decoding, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Return every metric of a task's answers with the bounds of its 95 % interval: name -> value, low, high."""
+    from multitune.scoring.intervals import interval_of_corpus_metric, interval_of_mean
+    from multitune.tasks.metrics import metric
+
+    found = {}
+    for name, value_N in per_example(answers, decoding).items():
+        low, high = interval_of_mean(value_N, seed=seed)
+        found[name] = {"value": math.fsum(value_N) / len(value_N), "low": low, "high": high}
+    codebleu = metric("codebleu").score
+    first, references = [one.answers[0].strip() for one in answers], [one.reference for one in answers]
+    low, high = interval_of_corpus_metric(codebleu, first, references, seed=seed)
+    found["codebleu"] = {"value": codebleu(first, references), "low": low, "high": high}
+    return found
+
+
+def endings(answers: Sequence[CodeAnswers]) -> Mapping[str, int]:
+    """Return how often programs ended in every way; {} where none was run."""
+    counts: dict[str, Any] = {}
+    for outcome in (outcome for one in answers for outcome in one.outcomes or ()):
+        counts[outcome.status] = counts.get(outcome.status, 0) + 1
+    return counts
