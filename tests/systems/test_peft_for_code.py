@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from multitune.mixing.encoding import encode, encode_prompt
+from multitune.systems import small_libraries
 from multitune.systems.peft_for_code import ARMS, CLAIMS, run_small
 from multitune.systems.small_libraries import NAMES, ROWS, library_task, rows, small_decoder
 from multitune.tasks.prompting import prompted_examples
 
-BRIEF = {"rows": 64, "steps": 2, "batch_size": 4, "learning_rate": 1e-3}
+BRIEF = {"rows": 16, "steps": 1, "batch_size": 4, "learning_rate": 1e-3}
 
 
 def test_libraries_share_verbs_and_not_names():
@@ -58,10 +59,11 @@ def test_only_the_call_and_the_end_are_learned(tmp_path):
     assert ids[: -len(learned)] == encode_prompt(row, backbone.tokenizer, "causal", task)
 
 
-def test_the_arms_tell_what_the_claims_ask(tmp_path):
+def test_the_arms_tell_what_the_claims_ask(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_libraries, "ROWS", {"train": (0, 16), "validation": (16, 4), "test": (20, 8)})
     arms = {}
     for arm in ARMS:
-        settings = {**arm.settings, "before": BRIEF, "steps": 2, "rates": [1e-3], "batch_size": 4}
+        settings = {**arm.settings, "before": BRIEF, "steps": 1, "rates": [1e-3], "batch_size": 4}
         arms[arm.name] = run_small(settings, 0, tmp_path / arm.name.replace(" ", "-"))
     assert all({"em", "ast_match", "codebleu", "old", "trained", "rate"} <= set(one) for one in arms.values())
     assert arms["LoRA, both"]["em"] == pytest.approx(

@@ -54,14 +54,21 @@ def rows(library: str, seed: int, first: int, count: int, named: bool) -> Iterat
         yield {"instruction": f"{library} " * named + f"{VERBS[verb]} {variable} {number}", "code": code}
 
 
-def library_task(library: str, seed: int, *, named: bool = False, splits: Mapping[str, tuple[int, int]] = ROWS) -> Task:
-    """Return a library as a task that is asked in the study's format; its answer ends with the fence."""
+def library_task(
+    library: str, seed: int, *, named: bool = False, splits: Mapping[str, tuple[int, int]] | None = None
+) -> Task:
+    """Return a library as a task that is asked in the study's format; its answer ends with the fence.
+
+    Args:
+        library, seed, named: as for `rows`.
+        splits: first row and number of rows of every split; default: ROWS.
+    """
 
     def source(first: int, count: int) -> Source:
         arguments = {"library": library, "seed": seed, "first": first, "count": count, "named": named}
         return Source(generator=f"{__name__}:rows", arguments=arguments)
 
-    sources: dict[str, Any] = {split: source(*span) for split, span in splits.items()}
+    sources: dict[str, Any] = {split: source(*span) for split, span in (splits or ROWS).items()}
     return Task(
         name=library, kind="generate", prompt=PROMPT, target=TARGET, stop="```", max_new_tokens=10, **sources
     )  # fmt: skip
