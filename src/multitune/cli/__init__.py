@@ -12,6 +12,7 @@ from multitune import __version__
 from multitune.cli import (
     check,
     compare_methods,
+    evaluate_code,
     extract_lora,
     init,
     launch_config,
@@ -49,6 +50,7 @@ app.command("merge")(merge.merge)
 app.command("extract-lora")(extract_lora.extract_lora)
 app.command("methods")(methods.methods)
 app.command("compare-methods")(compare_methods.compare_methods)
+app.command("evaluate-code")(evaluate_code.evaluate_code)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

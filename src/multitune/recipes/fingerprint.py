@@ -17,7 +17,7 @@ from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Split, Task
 
 TRAIN_VERSION = 3
-SCORE_VERSION = 3
+SCORE_VERSION = 4
 FUSE_VERSION = 1
 MERGE_VERSION = 1
 ESTIMATOR_VERSION = 1

@@ -296,10 +296,16 @@ def measure(task: Task, split: Split, rows: Sequence[Prompted], answers: Answers
 
 
 def _reference(task: Task, row: Prompted) -> Any:
-    """Return the right answer as metrics take it."""
+    """Return the right answer as metrics take it; a text ends before a stop string, as what a model writes does."""
     if task.kind in ("label", "choose"):
         return row.label
-    return row.value if task.kind == "regress" else row.target.strip()
+    if task.kind == "regress":
+        return row.value
+    if any(stop in row.target for stop in task.stop):
+        from multitune.decoding.generate import cut_at_stop
+
+        return cut_at_stop(row.target, task.stop).strip()
+    return row.target.strip()
 
 
 def shown(task: Task, row: Prompted, answer: Any) -> str | float:

@@ -45,6 +45,9 @@ class Mode:
         return self.way if self.way == "zero-shot" else f"{self.way}:{self.shots}"
 
 
+ALONE = Mode()
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How answers are written: all beams of a search, or samples; greedy by default.
@@ -58,6 +61,9 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
     batch_tokens: int = 4096
+
+
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def mode_of(text: str, seed: int = 0) -> Mode:
     """
     way, _, shots = text.partition(":")
     if text == "zero-shot":
-        return Mode()
+        return ALONE
     if way == "icl" and shots.isdecimal():
         return Mode("icl", int(shots), seed)
     if way == "rag" and shots.isdecimal():
