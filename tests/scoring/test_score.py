@@ -244,7 +244,15 @@ def test_the_same_rows_are_scored_for_every_seed(chain, tmp_path):
 
 def test_a_reference_ends_before_a_stop_string_as_an_answer_does(chain, tmp_path):
     backbone = chain({"Ċ": {"a": 1.0}, "a": {"b": 1.0}, "b": {"c": 1.0}, "c": {"d": 1.0}})
-    task = task_of(tmp_path, [{"q": "x\n", "a": "ab c"}], kind="generate", prompt="{{ q }}", target="abcd", stop="c")
+    task = task_of(
+        tmp_path,
+        [{"q": "x\n", "a": "ab c"}],
+        kind="generate",
+        prompt="{{ q }}",
+        target="abcd",
+        stop="c",
+        max_new_tokens=8,
+    )
     score = score_one(backbone, task, tmp_path)
     assert [(one.prediction, one.reference) for one in score.predictions] == [("ab", "ab")]
     assert score.metrics["exact_match"] == 1.0
