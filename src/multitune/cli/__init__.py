@@ -12,6 +12,7 @@ from multitune import __version__
 from multitune.cli import (
     check,
     compare_methods,
+    contamination,
     evaluate_code,
     extract_lora,
     init,
@@ -43,6 +44,7 @@ app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("score")(score.score)
+app.command("contamination")(contamination.contamination)
 app.command("predict")(predict.predict)
 app.command("prompt-tune")(prompt_tune.prompt_tune)
 app.command("report")(report.report)
