@@ -48,7 +48,7 @@ def scan(
     from multitune.scoring.in_context.contamination import contamination, item_of, matches
 
     tasks, folder = tasks_of(file)
-    splits = {task.name: found for task in tasks if (found := scored_split(task, split))}
+    splits = {task.name: own for task in tasks if (own := scored_split(task, split))}
     if not splits:
         raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
     looked_for = [task for task in tasks if task.name in splits]
@@ -111,7 +111,7 @@ def _texts(row: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, Mapping):
             yield from _texts(value)
         elif isinstance(value, list):
-            yield from _texts(dict(enumerate(value)))
+            yield from _texts({str(place): one for place, one in enumerate(value)})
 
 
 def _training_rows(tasks: Sequence[Task], folder: Path, file: str) -> Iterator[tuple[str, str]]:

@@ -83,7 +83,7 @@ def item_of(id: str, fields: Mapping[str, Any]) -> Item:
 
 def ngram_length(lengths: Sequence[int], fewest: int = FEWEST) -> int:
     """Return N of a benchmark: the 5th percentile of its items' lengths in words, from ``fewest`` to 13."""
-    return int(np.clip(np.percentile(lengths, 5), fewest, MOST))
+    return int(np.clip(np.percentile(lengths, 5), fewest, MOST)) if len(lengths) else fewest
 
 
 def matches(
@@ -98,7 +98,7 @@ def matches(
     """
     index = _Index()
     for name, items in benchmarks.items():
-        N = ngram_length([len(item.words) for item in items], fewest) if items else fewest
+        N = ngram_length([len(item.words) for item in items], fewest)
         for place, item in enumerate(items):
             index.add(name, place, item, min(N, len(item.words)))
     tables = [_Table(n, index.grams(n), index) for n in sorted(index.wanted)]
@@ -237,7 +237,7 @@ def contamination(
         "dirty": mean([id for id in scored if id in dirty]),
     }
     whole, clean = means["all"], means["clean"]
-    known = whole is not None and clean is not None
+    lost = 0.0 if whole is None or clean is None else whole - clean
     return Contamination(
         task=task,
         split=split,
@@ -245,8 +245,8 @@ def contamination(
         ngram=ngram_length([len(item.words) for item in items], fewest),
         dirty=dirty,
         scores=means,
-        relative=(clean - whole) / whole if known and whole else None,
-        flagged=bool(known and whole - clean > threshold),
+        relative=-lost / whole if whole and clean is not None else None,
+        flagged=lost > threshold,
     )
 
 
