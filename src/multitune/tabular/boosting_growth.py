@@ -388,13 +388,13 @@ def _part(own_bins, goes_left, place, rows, a, b, offset, spare_place, spare_row
     Every row is written to both sides and stays where the next one does not come: rows go either way like coins, and a
     processor that guesses wrong loses more time.
     """
-    to, kept = a, 0
+    to, kept = np.int64(a), np.int64(0)
     for i in range(a, b):
         is_left = np.int64(goes_left[own_bins[np.uintp(place[i] - offset)]])
         place[np.uintp(to)] = spare_place[np.uintp(kept)] = place[i]
         for c in range(len(of_row)):
             rows[np.uintp(to), c] = spare_rows[np.uintp(kept), c] = rows[i, c]
-        to += is_left  # type: ignore[assignment]
+        to += is_left
         kept += 1 - is_left
     place[to:b] = spare_place[:kept]
     rows[to:b] = spare_rows[:kept]
