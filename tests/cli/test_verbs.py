@@ -96,7 +96,7 @@ def test_usage_errors_are_json_where_json_was_asked_for(capsys):
     assert "--help" in error["mend"]
 
 
-@pytest.mark.parametrize("verb", ["init", "check", "run", "score", "report", "quickstart"])
+@pytest.mark.parametrize("verb", ["init", "check", "run", "score", "evaluate-code", "report", "quickstart"])
 def test_every_verb_that_answers_knows_json(verb, capsys):
     assert ended(verb, "--help") == 0
     assert "--json" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from multitune.scoring.code.evaluation import (
     written,
 )
 from multitune.scoring.code.sandbox import Limits, Outcome
-from multitune.tasks.task import Example, Prompted, Task
+from multitune.tasks.prompting import prompted_examples
+from multitune.tasks.task import Example, Prompted, Source, Task
 from multitune.tasks.templates import compile_template
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*_checkpointing.*:FutureWarning")  # peft 0.21 asks for it
@@ -240,3 +242,21 @@ def test_prompts_cannot_be_merged(backbone_of, config):
     model = get_peft_model(copy.deepcopy(backbone.model), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(MultituneError, match="cannot be added into the weights"):
         merged_model(dataclasses.replace(backbone, model=model))
+
+
+def test_humaneval_is_a_task_with_a_program(tmp_path):
+    """Answers keep their indentation: they continue the prompt."""
+    file = Path(__file__).parents[4] / "shared/data/humaneval/test.jsonl"
+    if not file.is_file():
+        pytest.skip("../shared/data/humaneval is not beside the repository")
+    task = Task(
+        name="humaneval", kind="generate", test=Source(path=str(file), rows=8), prompt="{{ prompt }}",
+        target="{{ canonical_solution }}",
+        program="{{ prompt }}{{ completion }}\n{{ test }}\ncheck({{ entry_point }})\n",
+    )  # fmt: skip
+    rows = list(prompted_examples(task, "test", tmp_path))
+    texts = [(row.target, "    return NotImplemented\n", "    pass\n" + row.target) for row in rows]
+    given = [CodeAnswers(row.example.id, "", row.target.strip(), some) for row, some in zip(rows, texts, strict=True)]
+    ran = run_answers(task, rows, given, Limits())
+    assert [[one.status for one in some.outcomes] for some in ran] == [["passed", "failed", "passed"]] * 8
+    assert per_example(ran, Decoding(samples=3, temperature=1.0))["pass@1"].tolist() == pytest.approx([2 / 3] * 8)
