@@ -69,7 +69,6 @@ def _mean_share(common_n: np.ndarray, all_n: np.ndarray) -> float:
 @lru_cache(maxsize=20_000)
 def _counts(prediction: str, reference: str) -> np.ndarray:
     """Return what one pair adds to the sums of a corpus, float64 [22]; kept, since intervals resample the pairs."""
-    prediction, reference = prediction.strip(), reference.strip()
     counts = np.zeros(_SIZE)
     words, right = prediction.split(), reference.split()
     counts[_LENGTH], counts[_REFERENCE_LENGTH] = len(words), len(right)
@@ -100,14 +99,15 @@ def _one(gram: tuple[str, ...]) -> float:
 def _tree_counts(prediction: str, reference: str) -> tuple[int, int, int, int]:
     """Return the sub-trees of the reference that the prediction has, all of them, and the same of its flows."""
     tree, right = parsed(prediction), parsed(reference)
+    same = int(prediction.strip() == reference.strip())
     if right is None:
-        return int(prediction == reference), 1, 0, 0
+        return same, 1, 0, 0
     known: dict[tuple[object, ...], int] = {}
     try:
         wanted, flows = shapes(right, known), Counter(data_flow(right))
         mine, mine_flows = _of(tree, known)
     except RecursionError:  # deeper than Python can go, though its parser could
-        return int(prediction == reference), 1, 0, 0
+        return same, 1, 0, 0
     return sum(shape in mine for shape in wanted), len(wanted), (flows & mine_flows).total(), flows.total()
 
 

@@ -195,6 +195,13 @@ def test_samples_have_pass_at_k_and_beams_have_ranks():
     assert "pass@1" not in per_example([answers("a")], Decoding())
 
 
+def test_the_body_of_a_function_is_code():
+    body = "    if a:\n        return b\n    return c"
+    other = CodeAnswers("id", "row", body, ("    if a :\n        return b # so\n\n    return c\n\n",))
+    assert per_example([other], Decoding())["ast_match"].tolist() == [1.0]
+    assert measured([other], Decoding())["codebleu"]["value"] > 0.5
+
+
 def test_programs_are_the_tasks_template_over_the_row():
     tested = row("give one", "1", test="assert x == 1")
     assert programs(TASK, tested, ["x = 1", "x = 2"]) == ["x = 1\nassert x == 1", "x = 2\nassert x == 1"]

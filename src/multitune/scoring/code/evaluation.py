@@ -72,7 +72,7 @@ class CodeAnswers:
 
     Attributes:
         id, where: of the example.
-        reference: what it should have written, without white space around it.
+        reference: what it should have written, up to the first stop string.
         answers: the best first, or in the order in which they were drawn; as written, up to the first stop string.
         left_out: demonstrations that did not fit.
         outcomes: how every answer's program ended; None where none was run.
@@ -165,10 +165,15 @@ def written(
     )
     return [
         CodeAnswers(
-            row.example.id, row.example.where, cut_at_stop(row.target, task.stop).strip(), tuple(ranked), missing
+            row.example.id, row.example.where, trimmed(cut_at_stop(row.target, task.stop)), tuple(ranked), missing
         )
         for row, ranked, missing in zip(rows, texts, left_out, strict=True)
     ]
+
+
+def trimmed(text: str) -> str:
+    """Return code without empty lines around it; the indentation of its first line stays, which a body needs."""
+    return text.strip("\n").rstrip()
 
 
 def programs(task: Task, row: Prompted, answers: Sequence[str]) -> list[str]:
@@ -231,7 +236,7 @@ def per_example(answers: Sequence[CodeAnswers], decoding: Decoding) -> dict[str,
     most = min(map(len, written_texts))
     ranks = [k for k in RANKS if k <= most]
     values = {f"em@{k}": exact_match_at(k, written_texts, references) for k in ranks}
-    first = [one.answers[0].strip() for one in answers]
+    first = [trimmed(one.answers[0]) for one in answers]
     values["ast_match"] = np.array([same_code(*pair) for pair in zip(first, references, strict=True)])
     if all(one.outcomes is not None for one in answers):
         passed = [[outcome.status == "passed" for outcome in one.outcomes or ()] for one in answers]
@@ -253,7 +258,7 @@ def measured(answers: Sequence[CodeAnswers], decoding: Decoding, seed: int = 0) 
         low, high = interval_of_mean(value_N, seed=seed)
         found[name] = {"value": math.fsum(value_N) / len(value_N), "low": low, "high": high}
     codebleu = metric("codebleu").score
-    first, references = [one.answers[0].strip() for one in answers], [one.reference for one in answers]
+    first, references = [trimmed(one.answers[0]) for one in answers], [one.reference for one in answers]
     low, high = interval_of_corpus_metric(codebleu, first, references, seed=seed)
     found["codebleu"] = {"value": codebleu(first, references), "low": low, "high": high}
     return found
