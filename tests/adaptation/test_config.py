@@ -53,6 +53,9 @@ def test_options_stand_flat_beside_the_method_and_override_its_defaults() -> Non
         ),
         ({"method": "trainable_tokens"}, "needs the option 'token_indices'"),
         ({"method": "xlora"}, "'xlora' is not offered: peft 0.21 writes"),
+        ({"method": "lora", "init_lora_weights": "eva"}, "cannot be 'eva': it looks at batches"),
+        ({"method": "lora", "init_lora_weights": "lora_ga"}, "cannot be 'lora_ga': it looks at gradients"),
+        ({"method": "lora_plus", "init_lora_weights": "pissa_niter_4"}, "'pissa' is exact"),
         ({"method": "poly"}, "'poly' is not offered: mhr with n_splits: 1"),
     ],
 )
@@ -67,7 +70,7 @@ def test_all_problems_are_told_at_once() -> None:
         AdaptationConfig.model_validate({"method": "lora", "lora_alfa": 8, "ranck": 3})
 
 
-@pytest.mark.parametrize("value", [True, "gaussian", "pissa", "pissa_niter_4"])
+@pytest.mark.parametrize("value", [True, "gaussian", "pissa", "olora"])
 def test_choices_of_peft_pass(value: object) -> None:
     AdaptationConfig(method="lora", init_lora_weights=value)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from multitune.adaptation import METHODS, AdaptationConfig, adapt
@@ -95,7 +99,7 @@ def batch_of(rows: int = 2, tokens: int = 9) -> dict[str, torch.Tensor]:
     }
 
 
-def train_a_little(backbone: Backbone, steps: int = 3) -> None:
+def train_a_little(backbone: Backbone, steps: int = 5) -> None:
     """Steps long enough that adapters which start at zero act, and that what multiplies them moves too."""
     batch = batch_of()
     trainable = [p for p in backbone.model.parameters() if p.requires_grad]
@@ -170,6 +174,119 @@ def test_a_method_trains_its_own_parameters_only_and_survives_the_disk(method: s
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(logits_of(merged), trained, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(logits_of(backbone.model), trained, atol=0, rtol=0)
+        merges_and_comes_back(backbone.model, trained)
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps_base"),
+    [
+        ({"use_rslora": True}, True),
+        ({"use_dora": True}, True),
+        ({"use_qalora": True, "qalora_group_size": 8}, True),
+        ({"init_lora_weights": "gaussian"}, True),
+        ({"init_lora_weights": "orthogonal"}, True),
+        ({"init_lora_weights": "pissa"}, False),
+        ({"init_lora_weights": "olora"}, False),
+    ],
+)
+def test_variants_of_lora_start_as_the_base_and_load_as_they_were(options, keeps_base, base: Path, tmp_path: Path):
+    from peft import PeftModel
+
+    untouched = logits_of(AutoModelForCausalLM.from_pretrained(base))
+    backbone = adapted(base, "lora", r=4, **options)
+    torch.testing.assert_close(logits_of(backbone.model.eval()), untouched, atol=1e-6, rtol=0)
+    train_a_little(backbone)
+    trained = logits_of(backbone.model)
+    assert not torch.allclose(trained, untouched, atol=1e-2)
+    with backbone.model.disable_adapter():  # what is taken out of the weights is missing without the adapter
+        assert torch.equal(logits_of(backbone.model), untouched) == keeps_base
+    save_backbone(backbone, tmp_path / "adapter", merged=False)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits_of(loaded), trained, atol=1e-5, rtol=1e-5)
+    save_backbone(backbone, tmp_path / "merged", merged=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits_of(merged), trained, atol=1e-5, rtol=1e-5)
+
+
+def merges_and_comes_back(model: torch.nn.Module, trained: torch.Tensor) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.merge_adapter()
+    torch.testing.assert_close(logits_of(model), trained, atol=1e-5, rtol=1e-5)
+    try:
+        model.unmerge_adapter()
+    except NotImplementedError:
+        assert model.peft_config["default"].peft_type == "OSF"
+        return
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", TUNERS)
+def test_a_second_adapter_leaves_the_first_alone(method: str, base: Path, tmp_path: Path) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    backbone = adapted(base, method, **FITTED.get(method, {}))
+    train_a_little(backbone)
+    model = backbone.model
+    first = logits_of(model)
+    stored = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    model.save_pretrained(tmp_path / "first")
+
+    model.load_adapter(str(tmp_path / "first"), "second")
+    model.set_adapter("second")
+    torch.testing.assert_close(logits_of(model.eval()), first, atol=1e-6, rtol=0)
+    model.train()  # discards what was computed once from the values below
+    generator = torch.Generator().manual_seed(1)
+    mark = "adaption_" if method == "adaption_prompt" else "second"  # it exchanges whole modules, which bear no name
+    for name, parameter in model.named_parameters():
+        if mark in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    assert not torch.allclose(logits_of(model.eval()), first, atol=1e-3)
+
+    model.set_adapter("default")
+    assert torch.equal(logits_of(model), first)
+    model.delete_adapter("second")
+    assert torch.equal(logits_of(model), first)
+    kept = get_peft_model_state_dict(model)
+    assert kept.keys() == stored.keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in stored.items())
+
+
+def test_another_process_reads_what_every_method_saved(tmp_path: Path) -> None:
+    """One process for all, as most of its time is spent on imports."""
+    wanted = {}
+    for method in sorted(set(TUNERS) - {"delta_lora"}):  # is saved merged alone
+        base = tmp_path / ("biased" if method == "bitfit" else "base")
+        if not base.exists():
+            small_llama(VOCABULARY, **SIZES, attention_bias=method == "bitfit").save_pretrained(base)
+        backbone = adapted(base, method, **FITTED.get(method, {}))
+        train_a_little(backbone)
+        save_backbone(backbone, tmp_path / method, merged=False)
+        wanted[method] = logits_of(backbone.model)
+    (tmp_path / "methods.json").write_text(json.dumps(list(wanted)))
+    program = """
+import json, sys, torch
+from pathlib import Path
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+from multitune.models.tuners import register_tuners
+register_tuners()
+folder = Path(sys.argv[1])
+ids = torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(1))
+found = {}
+for method in json.loads((folder / "methods.json").read_text()):
+    base = AutoModelForCausalLM.from_pretrained(folder / ("biased" if method == "bitfit" else "base"))
+    model = PeftModel.from_pretrained(base, folder / method).eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    found[method] = logits[:, -9:].clone()
+save_file(found, folder / "found.safetensors")
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
+    found = load_file(tmp_path / "found.safetensors")
+    for method, logits in wanted.items():
+        torch.testing.assert_close(found[method], logits, atol=1e-5, rtol=1e-5, msg=method)
 
 
 @pytest.mark.parametrize("method", [method for method in TUNERS if METHODS[method].size])

@@ -16,7 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from multitune.adaptation.continue_config import ContinueConfig
 from multitune.adaptation.half_config import HalfConfig
-from multitune.adaptation.methods import CONTINUE, METHODS, NOT_OFFERED, REQUIRED, WITHOUT_ADAPTER
+from multitune.adaptation.methods import (
+    CONTINUE,
+    METHODS,
+    NOT_OFFERED,
+    REQUIRED,
+    STARTS_NOT_OFFERED,
+    WITHOUT_ADAPTER,
+)
 from multitune.adaptation.update_config import UPDATES, UpdateConfig
 from multitune.errors import nearest
 
@@ -137,6 +144,8 @@ def _option_problems(method: str, options: Mapping[str, Any]) -> list[str]:
         elif not _fits(value, known[name]["types"]):
             expected = " or ".join(known[name]["types"])
             problems.append(f"The option '{name}' of '{method}' must be {expected}, not {value!r}.")
+        elif name == "init_lora_weights" and (reason := _refused_start(value)):
+            problems.append(f"The option '{name}' of '{method}' cannot be '{value}': {reason}.")
         elif isinstance(value, str) and not _is_choice(value, known[name]):
             problems.append(
                 f"The option '{name}' of '{method}' cannot be '{value}'.{nearest(value, known[name]['choices'])}"
@@ -144,6 +153,11 @@ def _option_problems(method: str, options: Mapping[str, Any]) -> list[str]:
     missing = [name for name in REQUIRED.get(method, ()) if name not in options]
     problems += [f"The method '{method}' needs the option '{name}'." for name in missing]
     return problems
+
+
+def _refused_start(value: Any) -> str | None:
+    """Return why LoRA's matrices cannot start so; None where they can."""
+    return next((why for start, why in STARTS_NOT_OFFERED.items() if str(value).startswith(start)), None)
 
 
 def _own_problems(method: str, options: Mapping[str, Any]) -> list[str]:
@@ -174,12 +188,7 @@ def _budget_problems(method: str, options: Mapping[str, Any], budget: float | No
 
 
 def _is_choice(value: str, field: Mapping[str, Any]) -> bool:
-    """Tell whether a string is allowed; a choice such as ``pissa_niter_[number of iters]`` allows its beginning."""
-    if "string" in field["types"]:
-        return True
-    return any(
-        value == choice or ("[" in choice and value.startswith(choice.split("[")[0])) for choice in field["choices"]
-    )
+    return "string" in field["types"] or value in field["choices"]
 
 
 def _fits(value: Any, types: list[str]) -> bool:

@@ -306,3 +306,11 @@ NOT_OFFERED: dict[str, str] = {
     "xlora": "peft 0.21 writes an adapter file without the weights that it trains",
 }
 """Methods that peft offers and that are refused, with the reason."""
+
+STARTS_NOT_OFFERED: dict[str, str] = {
+    "corda": "it looks at batches of the data before anything is placed, which multitune does not do",
+    "eva": "it looks at batches of the data before training, which multitune does not do",
+    "lora_ga": "it looks at gradients of the data before anything is placed, which multitune does not do",
+    "pissa_niter": "its random decomposition comes out otherwise when the adapter is loaded; 'pissa' is exact",
+}
+"""Values of ``init_lora_weights``, or how they begin, that are refused, with the reason."""
