@@ -15,6 +15,7 @@ from multitune.recipes.code_evaluation import Study, evaluate
 from multitune.scoring.code.evaluation import Decoding, mode_of
 from multitune.scoring.code.sandbox import Limits
 from multitune.systems.small_libraries import PROMPT, TARGET, small_decoder
+from tests.scoring.code.conftest import needs_walls
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,7 @@ def test_every_cell_is_asked_and_kept(model, tasks, tmp_path, monkeypatch):
     assert evaluate([model], study, tmp_path / "out") == cells
 
 
+@needs_walls
 def test_answers_are_run_where_it_is_asked_for(model, tasks, tmp_path):
     (cell,) = evaluate([model], Study(tasks, execute=Limits(), rows=3), tmp_path / "out")
     assert cell["endings"] == {"passed": 3}

@@ -32,6 +32,7 @@ from multitune.scoring.code.sandbox import Limits, Outcome
 from multitune.tasks.prompting import prompted_examples
 from multitune.tasks.task import Example, Prompted, Source, Task
 from multitune.tasks.templates import compile_template
+from tests.scoring.code.conftest import needs_walls
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*_checkpointing.*:FutureWarning")  # peft 0.21 asks for it
 
@@ -202,6 +203,7 @@ def test_the_body_of_a_function_is_code():
     assert measured([other], Decoding())["codebleu"]["value"] > 0.5
 
 
+@needs_walls
 def test_programs_are_the_tasks_template_over_the_row():
     tested = row("give one", "1", test="assert x == 1")
     assert programs(TASK, tested, ["x = 1", "x = 2"]) == ["x = 1\nassert x == 1", "x = 2\nassert x == 1"]
@@ -251,6 +253,7 @@ def test_prompts_cannot_be_merged(backbone_of, config):
         merged_model(dataclasses.replace(backbone, model=model))
 
 
+@needs_walls
 def test_humaneval_is_a_task_with_a_program(tmp_path):
     """Answers keep their indentation: they continue the prompt."""
     file = Path(__file__).parents[4] / "shared/data/humaneval/test.jsonl"

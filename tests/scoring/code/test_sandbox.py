@@ -10,6 +10,9 @@ import pytest
 
 from multitune.errors import MultituneError
 from multitune.scoring.code.sandbox import Limits, run, run_all
+from tests.scoring.code.conftest import needs_walls
+
+pytestmark = needs_walls
 
 FORGED = """
 import os
