@@ -16,7 +16,7 @@ from multitune.systems.system import Account, Arm, Scale, System
 
 SIZES = {"general": 4000, "labelled": 3, "unlabelled": 1000, "test": 1000}
 LEARNING = {
-    "general_steps": 800, "general_rate": 1e-3, "few_steps": 60, "few_rate": 5e-4, "steps": 500, "rate": 1e-3,
+    "general_steps": 800, "general_rate": 1e-2, "few_steps": 60, "few_rate": 5e-4, "steps": 500, "rate": 1e-3,
     "batch_size": 64,
 }  # fmt: skip
 
@@ -150,8 +150,11 @@ SYSTEM = System(
         deviates=(
             "A BERT of two layers and width 32 without dropout, trained from nothing on made-up texts, in place of "
             "RoBERTa: no published number is tested at this size.",
-            "What the card leaves open was set before any run: batches of 64 lines, a general rate of 1e-3, template "
-            "words in a fifth of the general texts.",
+            "What the card leaves open: batches of 64 lines, and template words in a fifth of the general texts, set "
+            "before any run; and the rate of the general pre-training. A first run at 1e-3 had bases that knew next to "
+            "nothing (few-shot 0.74, 0.68, 0.50, 0.50, 0.51) and no claim reproduced: 2b not, the others "
+            "inconclusive. Since then the rate is 1e-2, which has the lowest loss on held-out general texts of 1e-3, "
+            "3e-3 and 1e-2 with a seed that is not among these; no other number was changed.",
             "No development rows choose a step or a rate: the last step of one rate is kept.",
             "The authors' four rivals of self-training, and their lower bound with wrong labels, are not built.",
         ),
