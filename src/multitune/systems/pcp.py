@@ -158,6 +158,10 @@ SYSTEM = System(
             "No development rows choose a step or a rate: the last step of one rate is kept.",
             "The authors' four rivals of self-training, and their lower bound with wrong labels, are not built.",
         ),
+        found=(
+            "With true labels the pre-training alone answers 0.84 of the texts (mean over seeds), and 0.59 with "
+            "pseudo-labels of which 0.64 are right: what it gains here is bounded by them. TAPT gains as much.",
+        ),
         used="""
 model: FacebookAI/roberta-large
 prompt: {name: sst-2, fields: [text]}
