@@ -28,6 +28,7 @@ from multitune.cli import (
     schema,
     score,
     systems,
+    transfer,
 )
 from multitune.cli.failures import told
 
@@ -53,6 +54,7 @@ app.command("extract-lora")(extract_lora.extract_lora)
 app.command("methods")(methods.methods)
 app.command("compare-methods")(compare_methods.compare_methods)
 app.command("evaluate-code")(evaluate_code.evaluate_code)
+app.command("transfer")(transfer.transfer)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

@@ -57,7 +57,7 @@ def told(command: Callable[[], Any], *, json: bool, debug: bool, verb: str = "")
 
 
 HOW_TO_RESUME = "Give the same command again, without --fresh, to go on from there."
-KEPT = {"run", "quickstart", "reproduce", "compare-methods", "prompt-tune"}
+KEPT = {"run", "quickstart", "reproduce", "compare-methods", "prompt-tune", "transfer"}
 """Verbs that keep finished steps and the checkpoints of an unfinished one."""
 
 

@@ -57,17 +57,17 @@ def write_search_page(name: str, told: Mapping[str, Any], out: Path) -> Path:
         out: the page.
     """
     search = search_view(name, told)
-    write_whole(out, _environment().get_template("search.html").render(search=search, version=__version__))
+    write_whole(out, environment().get_template("search.html").render(search=search, version=__version__))
     return out
 
 
 def render(parts: Sequence[dict[str, Any]], sweeps: Sequence[dict[str, Any]] = ()) -> str:
     """Return the page's HTML."""
-    template = _environment().get_template("report.html")
+    template = environment().get_template("report.html")
     return template.render(parts=parts, sweeps=sweeps, version=__version__, base=BASE)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return the templates' environment; everything that comes from data is escaped by it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
