@@ -216,8 +216,8 @@ SYSTEM = System(
             "nothing for it says little of models that learn in context, and claim 4 holds for that reason.",
             "The new calls hold a sign, the dot, that the model never wrote before, so that the head's row of it is "
             "untrained and, but for full training, frozen. What acts inside the layers gets round that. Prefix tuning "
-            "comes to parts of the calls, as its CodeBLEU tells, and to no whole one; prompt tuning is no nearer than "
-            "the untouched model.",
+            "comes to parts of the calls, as its CodeBLEU tells, and to hardly a whole one; prompt tuning is no nearer "
+            "than the untouched model.",
             "IA3 was best at the larger of its two rates, so that a still larger one might do better; LoRA and full "
             "training write every call at the smaller of theirs.",
             "Every method that learns the new library forgets the old one: nothing of the old is in the training rows.",
