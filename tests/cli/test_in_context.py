@@ -60,6 +60,16 @@ def test_a_curve_over_shots_with_every_normalisation(suite, model_folder, tmp_pa
     assert "unconditional" in table and "shots" in table
 
 
+def test_a_recipe_of_curves_alone_runs_and_is_reported(suite, model_folder, tmp_path, capsys):
+    recipe = yaml.safe_load(suite.read_text()) | {"model": str(model_folder), "score": False}
+    recipe["steps"] = {"few": {"do": "score", "curve": [0, 2], "rows": 3}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert ended("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run") == 0
+    rows = Scoreboard.load(tmp_path / "run" / "scoreboard.parquet").rows
+    assert {(row["step"], row["shots"]) for row in rows} == {("few@0-shot", 0), ("few@2-shot", 2)}
+    assert "How much demonstrations help" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

@@ -18,6 +18,7 @@ from multitune.reporting.learned_merges import learned_merges
 from multitune.reporting.merge_search import merge_searches, search_view
 from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
+from multitune.reporting.shot_curves import shot_curves
 from multitune.reporting.sweep import effects, is_sweep, read_runs, read_sweep, setting
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "tables": [(table, whiskers(table)) for table in comparison.tables],
         "all_scores": facts.all_scores(runs),
         "sequences": sequences(runs),
+        "shot_curves": shot_curves(runs),
         "curves": training_curves.loss_panels(runs),
         "validation": training_curves.validation_panels(runs[0]),
         "balance": training_curves.balance_panels(runs[0]),

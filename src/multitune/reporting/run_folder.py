@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from multitune.scoring.predictions import Prediction
 
 CANDIDATE = "@"
 """In the step of a scoreboard row: between a merge step and the candidate of it that was scored."""
+
+SHOTS = re.compile(r"@\d+-shot$")
+"""The end of the step of a scoreboard row of a curve over demonstrations."""
 
 BASE = "base"  # the node that scores the model before any training
 
@@ -32,6 +36,7 @@ class Run:
         searches: per merge node that compared candidates, its search.json; their rows are not among ``scores``.
         learned: per merge node that looked at rows itself, its coefficients.json.
         evaluations: per train node that evaluated validation rows, the lines of validation.jsonl.
+        curves: the scoreboard's rows of curves over demonstrations; they are not among ``scores``.
     """
 
     folder: Path
@@ -44,6 +49,7 @@ class Run:
     evaluations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -101,6 +107,7 @@ def read_run(folder: Path) -> Run:
             str(board),
             "Let the run go on with `multitune run`, with scoring switched on in the recipe.",
         )
+    rows = as_chosen(Scoreboard.load(board).rows)
     text = read_text(folder / "recipe.yaml")
     steps = folder / "steps"
     recipe = yaml.safe_load(text) or {}
@@ -114,7 +121,8 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         recipe_text=text,
         facts=read_json(folder / "run.json"),
-        scores=as_chosen(row for row in Scoreboard.load(board).rows if CANDIDATE not in row["step"]),
+        scores=[row for row in rows if CANDIDATE not in row["step"]] or rows,  # a run of curves alone has them only
+        curves=[row for row in rows if SHOTS.search(row["step"])],
         searches={node: found for node in nodes if (found := read_json(steps / node / "search.json"))},
         learned={node: found for node in nodes if (found := read_json(steps / node / "coefficients.json"))},
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},
