@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multitune.errors import MultituneError
 from multitune.scoring.normalisations import NORMALISATIONS, ChoiceScores, best_choice, priors
 from multitune.scoring.score import ScoreConfig, score_tasks
 from multitune.scoring.scoreboard import COLUMNS, as_chosen, measures, score_rows
 from multitune.tasks.prompting import resolve
 from multitune.tasks.task import Task
+from tests.mixing.conftest import CHATML, byte_level
 
 ALL = ScoreConfig(all_normalisations=True)
 WORKED = ChoiceScores(np.array([-4.0, -3.0]), np.array([4, 2]), ["abcdefgh", "äb"], np.array([-9.0, -3.5]))
@@ -97,3 +99,39 @@ def test_rows_of_every_normalisation_stand_on_the_board_the_chosen_first(chain, 
     assert set(rows[0]) | {"variant"} == set(COLUMNS)
     assert {row["normalisation"] for row in as_chosen(rows)} == {"none"}
     assert len(as_chosen(rows)) * len(NORMALISATIONS) == len(rows)
+
+
+def partly(tmp_path, **settings) -> Task:
+    """Two sentences that a choice stands in the middle of."""
+    ends = (("\nd", "b"), ("\td", "c"))
+    rows = [{"before": "x\n", "options": ["b", "c"], "after": after, "answer": answer} for after, answer in ends]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {"kind": "choose", "choices": "options", "prompt": "{{ before }}", "target": "{{ answer }}"} | settings
+    return resolve(Task(name="winograd", test="rows.jsonl", **settings), tmp_path)
+
+
+def test_choices_can_be_compared_by_what_follows_them(chain, tmp_path):
+    # c is always the likelier choice; but a line break is likelier after b, and a tab after c.
+    after = {"Ċ": {"b": 0.1, "c": 0.8, "d": 0.1}, "ĉ": {"d": 1.0}, "b": {"Ċ": 0.9, "ĉ": 0.1}, "c": {"Ċ": 0.1, "ĉ": 0.9}}
+    backbone = chain(after)
+    (plain,) = score_tasks(backbone, [partly(tmp_path)], tmp_path, ScoreConfig(), seed=0)
+    assert [one.prediction for one in plain.predictions] == ["c", "c"]
+    task = partly(tmp_path, continuation="{{ after }}")
+    (score,) = score_tasks(backbone, [task], tmp_path, ScoreConfig(), seed=0)
+    assert [one.prediction for one in score.predictions] == ["b", "c"]
+    assert (score.metrics["accuracy"], score.predictions[0].prompt) == (1.0, "x\n")
+    shown = ScoreConfig(shots=1, demonstrations={"split": "test"})
+    (score,) = score_tasks(backbone, [task], tmp_path, shown, seed=0)
+    assert score.shots_used == 0.0  # both rows ask the same: neither is shown before the other
+
+
+def test_a_continuation_needs_a_choice_and_a_text(chain, tmp_path):
+    with pytest.raises(ValueError, match="it needs kind label or choose"):
+        Task(name="t", kind="generate", continuation="{{ after }}")
+    with pytest.raises(MultituneError, match="has an empty continuation") as refused:
+        score_tasks(chain({}), [partly(tmp_path, continuation="{{ none or '' }}")], tmp_path, ScoreConfig(), seed=0)
+    assert refused.value.where == "rows.jsonl:1"
+    backbone, chat = chain({}), partly(tmp_path, continuation="{{ after }}", chat="always")
+    backbone.tokenizer = byte_level(chat_template=CHATML)
+    with pytest.raises(MultituneError, match="is asked as a chat"):
+        score_tasks(backbone, [chat], tmp_path, ScoreConfig(), seed=0)

@@ -23,7 +23,17 @@ MERGE_VERSION = 1
 ESTIMATOR_VERSION = 1
 """Raised when the same settings would give other weights or scores, so that old results are not taken for new ones."""
 
-_ONLY_SCORED = {"test", "validation", "metrics", "tags", "held_out", "max_new_tokens", "stop", "program"}
+_ONLY_SCORED = {
+    "test",
+    "validation",
+    "metrics",
+    "tags",
+    "held_out",
+    "max_new_tokens",
+    "stop",
+    "program",
+    "continuation",
+}
 _ONLY_TRAINED = {
     "train",
     "validation",

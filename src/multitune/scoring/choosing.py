@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ def chosen(
     """
     from multitune.scoring.choices import choice_log_probabilities
 
+    if task.continuation is not None:
+        return dict.fromkeys([config.choice_normalisation], _by_continuation(backbone, task, rows, config, report))
     choices = choice_tokens(backbone, task, rows)
     log_p = choice_log_probabilities(backbone, prompts, choices, batch_tokens=config.batch_tokens, progress=report)
     wanted = dict.fromkeys([config.choice_normalisation, *(NORMALISATIONS if config.all_normalisations else ())])
@@ -42,6 +45,50 @@ def chosen(
         for log_p_K, tokens, row, prior_K in zip(log_p, choices, rows, prior, strict=True)
     ]
     return {name: [best_choice(one, name) for one in scores] for name in wanted}
+
+
+def _by_continuation(
+    backbone: Backbone,
+    task: Task,
+    rows: Sequence[Prompted],
+    config: ScoreConfig,
+    report: Callable[[int, int], None] | None,
+) -> list[int]:
+    """Return the place of the choice after which the continuation of a row is most probable.
+
+    Partial evaluation (Trinh & Le 2018, arXiv:1806.02847; Brown et al. 2020 for Winograd): the choices stand in the
+    prompt and only the text after them is scored, which is the same for all, so that nothing is left to normalise.
+
+    Raises:
+        MultituneError: a row without choices, a continuation without text, or a row that is asked as a chat.
+    """
+    from multitune.mixing.chats import uses_chat_template
+    from multitune.mixing.encoding import encode_choice, encode_prompts, plain_text
+    from multitune.scoring.choices import choice_log_probabilities
+    from multitune.tasks.templates import compile_template
+
+    write = compile_template(str(task.continuation), f"tasks.{task.name}.continuation")
+    prompts: list[list[int]] = []
+    tails: list[list[list[int]]] = []
+    for row in rows:
+        _refuse_empty_choices(task, row)
+        text = write(row.example.fields)
+        if not text.strip() or row.messages or uses_chat_template(row, task.chat, backbone.tokenizer):
+            what = (
+                "is asked as a chat, whose turns end with the choice" if text.strip() else "has an empty continuation"
+            )
+            raise MultituneError(
+                f"A row of task '{task.name}' {what}.", row.example.where, "Leave continuation out of the task."
+            )
+        begun = [
+            replace(row, prompt=plain_text(replace(row, target=choice)), messages=(), target=text)
+            for choice in row.choices
+        ]
+        prompts += encode_prompts(begun, backbone.tokenizer, backbone.form, task)
+        tails += [[encode_choice(one, text, backbone.tokenizer, backbone.form, task)] for one in begun]
+    log_p = choice_log_probabilities(backbone, prompts, tails, batch_tokens=config.batch_tokens, progress=report)
+    ends = np.cumsum([len(row.choices) for row in rows])[:-1]
+    return [int(score_K.argmax()) for score_K in np.split(np.concatenate(log_p), ends)]
 
 
 def choice_tokens(backbone: Backbone, task: Task, rows: Sequence[Prompted]) -> list[list[list[int]]]:

@@ -98,6 +98,10 @@ class Task(BaseModel):
     choices: Choices | None = Field(
         None, description="label: the choices, or raw label -> text; choose: the field that lists them"
     )
+    continuation: str | None = Field(
+        None,
+        description="label, choose: template of the text after a choice; choices are compared by its probability",
+    )
     metrics: Texts = Field((), description="names of metrics; empty means the kind's default")
     weight: NonNegativeFloat = Field(1.0, description="loss weight among the tasks")
     tags: dict[str, str] = {}
@@ -139,6 +143,8 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _choices_fit_kind(self) -> Task:
+        if self.continuation is not None and self.kind not in ("label", "choose"):
+            raise ValueError("a continuation is what follows a choice: it needs kind label or choose")
         if self.choices is None:
             return self
         if self.kind in ("generate", "regress"):

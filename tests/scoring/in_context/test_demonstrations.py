@@ -229,3 +229,12 @@ def test_an_encoder_refuses_them(chain, tmp_path):
     task = task_of(tmp_path, solved(1), solved(2))
     with pytest.raises(MultituneError, match="An encoder answers by its heads"):
         with_demonstrations(backbone, task, asked(task, tmp_path), tmp_path, ScoreConfig(shots=1))
+
+
+def test_a_cloze_asks_for_the_last_word(chain, tmp_path):
+    rows = [{"text": "the cat sat on the mat"}, {"text": "the sun is hot"}]
+    templates = {"prompt": "{{ text.rsplit(' ', 1)[0] }} ____. ->", "target": "{{ text.rsplit(' ', 1)[1] }}"}
+    task = task_of(tmp_path, rows[:1], rows[1:], stop=("\n",), **templates)
+    backbone = chain({}, positions=99)
+    (row,) = with_demonstrations(backbone, task, asked(task, tmp_path), tmp_path, ScoreConfig(shots=1)).rows
+    assert (row.prompt, row.target) == ("the cat sat on the ____. -> mat\n\nthe sun is ____. ->", "hot")

@@ -183,11 +183,18 @@ def _fitting(
 
 def answer_tokens(backbone: Backbone, task: Task, rows: Sequence[Prompted]) -> list[int]:
     """Return how many positions a causal model's answer to every row may take."""
+    from multitune.mixing.chats import ids_of
     from multitune.scoring.choosing import choice_tokens
+    from multitune.tasks.templates import compile_template
 
     if task.kind not in ("label", "choose"):
         return [task.max_new_tokens] * len(rows)
-    return [max(map(len, choices)) for choices in choice_tokens(backbone, task, rows)]
+    longest = [max(map(len, choices)) for choices in choice_tokens(backbone, task, rows)]
+    if task.continuation is None:
+        return longest
+    write = compile_template(task.continuation, f"tasks.{task.name}.continuation")
+    after = ids_of([f" {write(row.example.fields)}" for row in rows], backbone.tokenizer)
+    return [choice + len(tokens) for choice, tokens in zip(longest, after, strict=True)]
 
 
 def _say_dropped(task: Task, shots: int, drawn: Sequence[int], used: Sequence[int]) -> None:
