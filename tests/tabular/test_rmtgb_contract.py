@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from multitune.errors import MultituneError
-from multitune.tabular import RMTGBClassifier, RMTGBRegressor
+from multitune.tabular import RMTGBClassifier, RMTGBRegressor, make_multitask_tables
 
 SMALL = {"n_estimators": (5, 60, 20)}
 
@@ -223,6 +223,18 @@ def test_scores_are_means_over_tasks(stores):
 
     here = (store == "b").to_numpy()
     assert by_task["b"] == pytest.approx(r2_score(y[here], booster.predict(X[here], task=store[here])))
+
+
+def test_scores_that_say_little_are_told():
+    tables = make_multitask_tables(tasks=5, outliers=1, features=3, rows=60, test_rows=50, seed=1)
+    X, y, task = tables.train.X, 100 * tables.train.y, tables.train.task
+    with pytest.warns(UserWarning, match="theta_standardize=True"):
+        RMTGBRegressor((0, 20, 0), random_state=0).fit(X, y, task=task).task_table()
+    in_its_unit, in_another = (
+        RMTGBRegressor((0, 20, 0), theta_standardize=True, random_state=0).fit(X, unit * y, task=task).task_table()
+        for unit in (1.0, 0.01)
+    )
+    pd.testing.assert_frame_equal(in_its_unit, in_another, rtol=1e-6)
 
 
 def test_the_wing_loads_nothing_heavy():

@@ -133,8 +133,10 @@ def fit_node(node: EstimatorNode, recipe: Recipe, tasks: Sequence[Task]) -> tupl
         "features": [column.name for column in table.columns],
     }
     if node.step.estimator == "rmtgb":
-        found = model.estimator.task_table().reset_index()
-        facts["outlier_scores"] = {str(one.task): round(float(one.outlier_score), 4) for one in found.itertuples()}
+        scores = sorted(
+            zip(model.estimator.tasks_, model.estimator.outlier_score_, strict=True), key=lambda one: -one[1]
+        )
+        facts["outlier_scores"] = {str(task): round(float(score), 4) for task, score in scores}
     return model, facts
 
 

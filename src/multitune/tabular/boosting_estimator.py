@@ -47,6 +47,7 @@ from multitune.tabular.network_inputs import categorical_places, validation_rows
 
 Floats = npt.NDArray[np.float64]
 
+SATURATED = 10.0  # |theta| beyond which a task's share of p or q is below 5e-5
 THETA_DEVIATION = 0.1  # of theta before block 2, as published; equal ones would never part
 SHOWN = 5  # unseen tasks that a message names
 
@@ -376,7 +377,22 @@ class RobustBooster(BaseEstimator):
         return self.boosted_
 
     def task_table(self) -> pd.DataFrame:
-        """Return one row per task, those that belong least first: theta, weight, outlier_score."""
+        """Return one row per task, those that belong least first: theta, weight, outlier_score.
+
+        Warns where theta has run to the end of the sigmoid, as it does for targets that are large in their unit: how
+        far it ran there depends on its random start.
+        """
+        middle = float(np.median(np.abs(self.theta_)))
+        if middle > SATURATED and not self.theta_standardize:
+            warnings.warn(
+                f"Half of the tasks have |theta| above {middle:.0f}, where the sigmoid is flat, so outlier scores say "
+                "little; fit with theta_standardize=True.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._task_table()
+
+    def _task_table(self) -> pd.DataFrame:
         table = pd.DataFrame(
             {"theta": self.theta_, "weight": self.task_weight_, "outlier_score": self.outlier_score_},
             index=pd.Index(self.tasks_, name="task"),

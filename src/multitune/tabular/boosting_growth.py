@@ -390,7 +390,7 @@ def _part(own_bins, goes_left, place, rows, a, b, offset, spare_place, spare_row
     """
     to, kept = np.int64(a), np.int64(0)
     for i in range(a, b):
-        is_left = np.int64(goes_left[own_bins[np.uintp(place[i] - offset)]])
+        is_left = int(goes_left[own_bins[np.uintp(place[i] - offset)]])
         place[np.uintp(to)] = spare_place[np.uintp(kept)] = place[i]
         for c in range(len(of_row)):
             rows[np.uintp(to), c] = spare_rows[np.uintp(kept), c] = rows[i, c]

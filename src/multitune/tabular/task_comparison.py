@@ -186,7 +186,7 @@ def _loss(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], kind: str) -> Fl
 
 def _outliers(fitted: Mapping[str, Any]) -> pd.Series | None:
     boosters = [model for model in fitted.values() if getattr(model, "n_iter_", (0, 0, 0))[1]]
-    return boosters[0].task_table()["outlier_score"] if boosters else None
+    return boosters[0]._task_table()["outlier_score"] if boosters else None
 
 
 def _judged(

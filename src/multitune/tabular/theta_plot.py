@@ -22,7 +22,7 @@ def plot_theta(booster: RobustBooster, path: str | os.PathLike[str] | None = Non
     A dot's colour tells the outlier score, from grey to red. Of more than 60 tasks those furthest from the median are
     drawn.
     """
-    table = booster.task_table().head(MOST_TASKS).sort_values("theta", kind="stable")
+    table = booster._task_table().head(MOST_TASKS).sort_values("theta", kind="stable")
     median = float(np.median(booster.theta_))
     low, high = min(table["theta"].min(), median), max(table["theta"].max(), median)
     reach = (high - low) or 1.0
