@@ -261,6 +261,31 @@ def test_what_peft_cannot_place_is_told_in_its_words(
     assert caught.value.where == f"adapt.method: {method}"
 
 
+@pytest.mark.parametrize(
+    ("family", "method", "options", "mend"),
+    [
+        ("gpt2", "beft", {}, "These can adapt GPT2LMHeadModel: bitfit, ln_tuning, lora; "),
+        ("t5", "adaption_prompt", {}, "These can adapt T5ForConditionalGeneration: "),
+        ("bert", "cpt", {"cpt_token_ids": [1]}, "These can adapt BertModel: "),
+        ("llama", "lora", {"target_modules": ["none"]}, "Change the option it speaks of: with its defaults 'lora' has"),
+    ],
+)
+def test_methods_that_can_are_named_in_place_of_one_that_cannot(
+    family: str, method: str, options: dict[str, Any], mend: str, make_folder: Callable[[str], Path]
+) -> None:
+    folder = make_folder(family)
+    with pytest.raises(MultituneError) as placed:
+        adapted(folder, method, **options)
+    with pytest.raises(MultituneError) as planned:
+        config = AdaptationConfig(method=method, **options)
+        trainable_parameters(model_facts(ModelConfig(name=str(folder))), config, TASKS if family == "bert" else ())
+    assert planned.value.mend == placed.value.mend
+    assert placed.value.mend.startswith(mend)
+    if "These can" in mend:
+        for named in placed.value.mend.split(": ")[1].split(";")[0].split(", "):
+            adapted(folder, named)
+
+
 def test_adalora_gives_ranks_away_on_schedule(make_folder: Callable[[str], Path]) -> None:
     backbone = load_backbone(ModelConfig(name=str(make_folder("llama"))))
     config = AdaptationConfig(method="adalora", init_r=6, target_r=2)

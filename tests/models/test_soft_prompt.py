@@ -319,3 +319,15 @@ def test_beams_follow_the_task_of_their_row():
     for row, task in enumerate((0, 2)):
         set_task_ids(model, torch.tensor([task]))
         assert torch.equal(model.generate(input_ids=IDS[row : row + 1], **told)[0], both[row])
+
+
+def test_a_task_beyond_those_of_the_adapter_is_refused_and_an_unknown_name_is_told(caplog):
+    model = prompted(MptConfig, tasks=TASKS)
+    set_task_ids(model, torch.tensor([3, 0]))
+    with pytest.raises(IndexError, match="the task id 3 is beyond the 3 tasks of the adapter"):
+        logits_of(model)
+    with caplog.at_level("WARNING", logger="multitune.models"):
+        set_tasks(model, ["three", "two"])
+        assert not caplog.messages
+        set_tasks(model, ["three", "unheard"])
+    assert caplog.messages == ["The adapter was not trained on 'unheard', which the average of its tasks answers."]

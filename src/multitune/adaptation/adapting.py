@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multitune.adaptation.alternatives import NotPlaced, instead_of
 from multitune.adaptation.config import AdaptationConfig, peft_fields, placed_as
 from multitune.adaptation.continuing import continue_adapter
 from multitune.adaptation.half import MANIFEST_FILE, freeze, from_manifest, half_round, say
@@ -83,9 +85,9 @@ def adapt(
         from peft import prepare_model_for_kbit_training
 
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    if config.budget is not None:
-        config = sized_within(config, backbone.config)
-    adapted = _place(base, backbone.form, config, steps, seed)
+    with _told_what_can(base, backbone.form, config, quantized=backbone.config.quantize is not None):
+        sized = sized_within(config, backbone.config) if config.budget is not None else config
+        adapted = _place(base, backbone.form, sized, steps, seed)
     if encoder:
         model.encoder = adapted
         return dataclasses.replace(backbone, update=rule)
@@ -93,7 +95,13 @@ def adapt(
 
 
 def trainable_parameters(
-    facts: ModelFacts, config: AdaptationConfig, tasks: Sequence[Task] = (), *, seed: int = 0, round: int = 1
+    facts: ModelFacts,
+    config: AdaptationConfig,
+    tasks: Sequence[Task] = (),
+    *,
+    seed: int = 0,
+    round: int = 1,
+    advise: bool = True,
 ) -> int | None:
     """Return how many parameters will train, exactly, without reading weights.
 
@@ -102,6 +110,7 @@ def trainable_parameters(
         config: method and options.
         tasks: encoders only: resolved tasks, whose heads train too.
         seed, round: of `half`: where matrices differ in size, another half has other parameters.
+        advise: whether the error for a method without a place tries which have one.
 
     Returns:
         None for methods that need the weights' values to be placed (singular value decompositions, for instance),
@@ -121,14 +130,16 @@ def trainable_parameters(
         freeze_pooler(model)
     if config.half is not None:
         return heads + half_round(model, config.half, seed=seed, round=round).trainable
-    config = sized_within(config, facts.config)
-    if config.method in WITHOUT_ADAPTER and config.update is not None:
-        return heads + kept_entries(config.update, _trainable(model))
-    if config.method != "full":
-        try:
-            model = _place(model, form, config, steps=None, seed=0)
-        except (NotImplementedError, RuntimeError):
-            return None
+    quantized = facts.config.quantize is not None
+    with _told_what_can(model, form, config, quantized=quantized) if advise else nullcontext():
+        config = sized_within(config, facts.config)
+        if config.method in WITHOUT_ADAPTER and config.update is not None:
+            return heads + kept_entries(config.update, _trainable(model))
+        if config.method != "full":
+            try:
+                model = _place(model, form, config, steps=None, seed=0)
+            except (NotImplementedError, RuntimeError):
+                return None
     return heads + _trainable(model)
 
 
@@ -261,6 +272,20 @@ def _refuse_quantised(backbone: Backbone, config: AdaptationConfig) -> None:
         )
 
 
+@contextmanager
+def _told_what_can(base: Any, form: Form, config: AdaptationConfig, *, quantized: bool) -> Iterator[None]:
+    """Where a method has no place on a model, say in the error which have."""
+    try:
+        yield
+    except NotPlaced as error:
+
+        def place(empty: Any, other: AdaptationConfig) -> Any:
+            return _place(empty, form, other, steps=None, seed=0)
+
+        mend = instead_of(config, base, quantized=quantized, place=place)
+        raise MultituneError(error.what, error.where, mend) from error
+
+
 def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, seed: int) -> Any:
     """Return peft's model around a transformers model."""
     import torch
@@ -277,7 +302,7 @@ def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, s
             adapted = get_peft_model(base, peft_config)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MultituneError(
+        raise NotPlaced(
             f"peft cannot place '{config.method}' on {architecture}: {reason}",
             f"adapt.method: {config.method}",
             "Change the option it speaks of, name target_modules that the model has, or choose lora.",
@@ -288,7 +313,7 @@ def _place(base: Any, form: Form, config: AdaptationConfig, steps: int | None, s
         if config.method == "lora_fa" and ".lora_A." in name:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
-        raise MultituneError(
+        raise NotPlaced(
             f"The method '{config.method}' found nothing to train in {architecture}.",
             f"adapt.method: {config.method}",
             "Name target_modules that the model has, or choose lora.",

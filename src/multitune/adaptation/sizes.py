@@ -37,7 +37,7 @@ def sizes_on(name: str, methods: Sequence[str], budget: float | None = None) -> 
             if budget is not None and METHODS[method].size is not None:
                 config = sized_within(AdaptationConfig(method=method, budget=budget), facts.config)
                 sized = config.options
-            trainable = trainable_parameters(facts, config)
+            trainable = trainable_parameters(facts, config, advise=False)
             problem = "known only once the weights are loaded" if trainable is None else None
             allowed = budget * facts.parameters if budget is not None and budget < 1 else budget
             if trainable is not None and allowed is not None and trainable > allowed:

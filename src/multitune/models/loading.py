@@ -14,7 +14,8 @@ from typing import Any
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import HEADS_FILE, MultiTaskEncoder, encoder_with_heads, load_heads, save_heads
-from multitune.models.location import checked_folder, holds_delta, resolve
+from multitune.models.identity import BASE_DIGEST, base_digest, check_base
+from multitune.models.location import adapter_file, checked_folder, holds_delta, read_json, resolve
 from multitune.models.partial import load_trained, save_trained
 from multitune.models.pretrained import (
     Backbone,
@@ -127,13 +128,17 @@ def load_saved(folder: Path, device: str = "auto", *, trainable: bool = False) -
         trainable: whether its adapter, if it has one, is to be trained further.
 
     Raises:
-        MultituneError: the folder is no model, is damaged, or the base of its adapter cannot be found.
+        MultituneError: the folder is no model, is damaged, holds a whole model beside an adapter; the base of its
+            adapter cannot be found, or is another one than it was trained on.
     """
     folder = checked_folder(Path(folder))
     described = description_of(folder)
     adapter, delta = (folder / "adapter_config.json").is_file(), holds_delta(folder)
     own = ModelConfig(name=str(folder), form=described.get("form"))
-    backbone = load_pretrained(base_of_adapter(folder) if adapter or delta else own, device)
+    base = base_of_adapter(folder) if adapter or delta else own
+    if adapter:
+        check_base(folder, described, base)
+    backbone = load_pretrained(base, device)
     if delta:
         load_trained(backbone.model, folder)
     if adapter:
@@ -189,30 +194,59 @@ def add_adapter(model: Any, folder: Path, name: str = "default", *, trainable: b
         trainable: whether it is to be trained further; it is frozen otherwise.
 
     Raises:
-        MultituneError: the adapter belongs to another model.
+        MultituneError: the adapter belongs to another model, or its file holds the tensors of another adapter.
     """
     from peft import PeftConfig, PeftModel
 
     from multitune.models.tuners import register_tuners
 
     register_tuners()
+    file = adapter_file(Path(folder))
     try:
         with peft_warnings_logged():
             if isinstance(model, PeftModel):
                 model.load_adapter(str(folder), name, is_trainable=trainable)
-                return model
-            prompts = PeftConfig.from_pretrained(str(folder)).is_prompt_learning  # peft loads those frozen only
-            adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable and not prompts)
-            if trainable and prompts:
-                adapted.peft_config[name].inference_mode = False
-                adapted.prompt_encoder.requires_grad_(True)
-            return adapted
+            else:
+                prompts = PeftConfig.from_pretrained(str(folder)).is_prompt_learning  # peft loads those frozen only
+                model = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable and not prompts)
+                if trainable and prompts:
+                    model.peft_config[name].inference_mode = False
+                    model.prompt_encoder.requires_grad_(True)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise MultituneError(
-            f"The adapter does not fit its base: {str(error).strip().splitlines()[0]}",
-            str(folder),
-            "Check that base_model_name_or_path in adapter_config.json is the model it was trained on.",
-        ) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if line.startswith("size mismatch")), lines[0])
+        raise _unfit(folder, reason) from error
+    _check_tensors(model, name, file)
+    return model
+
+
+def _check_tensors(adapted: Any, name: str, file: Path) -> None:
+    """Check that a file holds the tensors of the adapter that was made of it, neither less nor more; peft takes what it
+    knows, and leaves the rest of the adapter as it starts."""
+    from peft import PeftType, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    config = adapted.peft_config[name]
+    if config.peft_type in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):  # peft compares no shapes of these
+        width = adapted.get_input_embeddings().weight.shape[-1]
+        if config.token_dim != width:
+            raise _unfit(file.parent, f"its prompt is {config.token_dim} wide, and the embeddings are {width}")
+    with safe_open(file, framework="pt") as stored:
+        found = set(stored.keys())
+    told = [get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=save) for save in (False, True)]
+    if lacking := sorted(set(told[0]) - found):
+        raise _unfit(file.parent, f"its file has no tensor '{lacking[0]}', which the model would need")
+    if strange := sorted(found - set(told[1])):
+        raise _unfit(file.parent, f"its file has the tensor '{strange[0]}', which is not its own or has no place")
+
+
+def _unfit(folder: Path, reason: str) -> MultituneError:
+    return MultituneError(
+        f"The adapter does not fit its base: {reason}.".replace("..", "."),
+        str(folder),
+        "Check that base_model_name_or_path in adapter_config.json is the model it was trained on, and that all files "
+        "of the folder are of one adapter.",
+    )
 
 
 def _carrier(model: Any) -> Any:
@@ -231,6 +265,8 @@ def _write(backbone: Backbone, folder: Path, merged: bool, delta: bool) -> None:
     if isinstance(backbone.model, MultiTaskEncoder):
         save_heads(backbone.model, folder)
     describe(folder, backbone.form, backbone.config, backbone.rounds, backbone.tasks)
+    if adapted and not merged and (digest := base_digest(backbone.config)) is not None:
+        _write_description(folder, description_of(folder) | {BASE_DIGEST: digest})
 
 
 def describe(folder: Path, form: str, base: ModelConfig, rounds: int, tasks: Sequence[Task]) -> None:
@@ -243,6 +279,10 @@ def describe(folder: Path, form: str, base: ModelConfig, rounds: int, tasks: Seq
         "rounds": rounds,
         "tasks": [_without_data(task).model_dump(mode="json") for task in tasks],
     }
+    _write_description(folder, described)
+
+
+def _write_description(folder: Path, described: dict[str, Any]) -> None:
     (folder / DESCRIPTION_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -254,7 +294,7 @@ def _without_data(task: Task) -> Task:
 def description_of(folder: Path) -> dict[str, Any]:
     """Return what `describe` wrote; {} beside models of other programs."""
     file = folder / DESCRIPTION_FILE
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def base_of_adapter(folder: Path) -> ModelConfig:
@@ -265,7 +305,7 @@ def base_of_adapter(folder: Path) -> ModelConfig:
     """
     if told := description_of(folder):
         return ModelConfig.model_validate(told["model"])
-    described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    described = read_json(folder / "adapter_config.json")
     base = described.get("base_model_name_or_path")
     if not base:
         raise MultituneError(

@@ -89,7 +89,8 @@ def checked_folder(folder: Path) -> Path:
     """Return the absolute folder when it holds a config and whole safetensors weights.
 
     Raises:
-        MultituneError: not a folder, no config.json, only pickled weights, a weight file missing or cut short.
+        MultituneError: not a folder, no config.json, only pickled weights, a weight file missing or cut short, a whole
+            model beside an adapter.
     """
     where = str(folder)
     if not folder.is_dir():
@@ -102,9 +103,32 @@ def checked_folder(folder: Path) -> Path:
             where,
             "Give the folder that save_pretrained wrote; it holds config.json and *.safetensors.",
         )
+    if (folder / "adapter_config.json").is_file():
+        adapter_file(folder)
+        return folder.resolve()
     for file in [folder / DELTA_FILE] if holds_delta(folder) else weight_files(folder):
         check_safetensors(file)
     return folder.resolve()
+
+
+def adapter_file(folder: Path) -> Path:
+    """Return the whole safetensors file of an adapter.
+
+    Raises:
+        MultituneError: a whole model lies beside it; the file is missing, pickled or damaged.
+    """
+    whole = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if whole:
+        raise MultituneError(
+            f"The folder holds a whole model ({whole[0]}) and an adapter, of which only one can be meant.",
+            str(folder),
+            "Move the whole model elsewhere, or remove adapter_config.json to use it.",
+        )
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise _without_weights(folder)
+    check_safetensors(file)
+    return file
 
 
 def holds_delta(folder: Path) -> bool:
@@ -136,7 +160,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        told = _read_json(index).get("weight_map", {})
+        told = read_json(index).get("weight_map", {})
         if not isinstance(told, dict) or not all(isinstance(name, str) for name in told.values()):
             raise MultituneError(
                 "The index does not say which file holds which tensor.", str(index), "Download or copy the model again."
@@ -153,15 +177,21 @@ def weight_files(folder: Path) -> list[Path]:
     files = [folder / name for name in ("model.safetensors", "adapter_model.safetensors") if (folder / name).is_file()]
     if files:
         return files
+    raise _without_weights(folder)
+
+
+def _without_weights(folder: Path) -> MultituneError:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
-        raise MultituneError(
+        return MultituneError(
             f"The weights are pickled ({pickled[0]}); loading a pickle can run any code.",
             str(folder),
             "Convert them where you trust them: load with transformers there and call save_pretrained(folder), "
             "which writes safetensors.",
         )
-    raise MultituneError("The model folder has no weights (*.safetensors).", str(folder), "Copy the weights there too.")
+    return MultituneError(
+        "The model folder has no weights (*.safetensors).", str(folder), "Copy the weights there too."
+    )
 
 
 def check_safetensors(file: Path) -> None:
@@ -196,8 +226,18 @@ def _in_hub_cache(name: str) -> bool:
     return any((cache / f"models--{name.replace('/', '--')}").glob("snapshots/*/config.json"))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Return what a JSON file of a model folder says.
+
+    Raises:
+        MultituneError: it is no JSON object.
+    """
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        raise MultituneError("The file is not valid JSON.", str(file), "Download or copy the model again.") from None
+        found = None
+    if not isinstance(found, dict):
+        raise MultituneError(
+            "The file is not valid JSON, or no object.", str(file), "Download or copy the model again."
+        )
+    return found

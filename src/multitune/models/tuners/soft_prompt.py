@@ -170,8 +170,14 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         return (shared_sd * self.task_factors(name, ids_U))[row_B]
 
     def task_factors(self, name: str, ids_U: Tensor) -> Tensor:
-        """Return what the shared prompt is multiplied by for each task [U, s, d]; for UNKNOWN the mean of all tasks."""
+        """Return what the shared prompt is multiplied by for each task [U, s, d]; for UNKNOWN the mean of all tasks.
+
+        Raises:
+            IndexError: an id beyond the adapter's tasks.
+        """
         u_Tsk, v_Tkd = self.task_U[name], self.task_V[name]
+        if int(ids_U.max()) >= len(u_Tsk):
+            raise IndexError(f"the task id {int(ids_U.max())} is beyond the {len(u_Tsk)} tasks of the adapter")
         known = ids_U.clamp(min=0)
         own_Usd = u_Tsk[known] @ v_Tkd[known]
         if not bool((ids_U == UNKNOWN).any()):

@@ -6,12 +6,15 @@ them: so they stay on the model until others are set.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("multitune.models")
 
 UNKNOWN = -1
 
@@ -81,9 +84,14 @@ def set_tasks(model: Any, names: Sequence[str]) -> None:
 
     Args:
         model: as for `set_task_ids`.
-        names: one per row, or one for all rows; a name that the adapter does not know is answered by the average.
+        names: one per row, or one for all rows; a name that the adapter does not know is answered by the average, and
+            the log says so.
     """
-    set_task_ids(model, places_of(model, names))
+    places = places_of(model, names)
+    if places is not None:
+        for name in sorted({name for name, place in zip(names, places.tolist(), strict=True) if place == UNKNOWN}):
+            logger.warning("The adapter was not trained on '%s', which the average of its tasks answers.", name)
+    set_task_ids(model, places)
 
 
 def places_of(model: Any, names: Sequence[str]) -> Tensor | None:
