@@ -33,6 +33,11 @@ def train_step(**settings):
             "steps.joint.adapt",
         ),
         (
+            lambda r: r["steps"]["joint"].update(adapt="ept", export="merged"),
+            "An adapter of type ept cannot be added into the weights.",
+            "steps.joint.export",
+        ),
+        (
             lambda r: r["steps"]["joint"]["training"].update(balancer={"method": "gem", "earlier": ["sgin"]}),
             "'sgin' is not in this step. Did you mean 'sign'",
             "balancer.earlier",

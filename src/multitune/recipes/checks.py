@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from multitune.adaptation.methods import CACHED_PREFIX, WITHOUT_ADAPTER
+from multitune.adaptation.methods import CACHED_PREFIX, METHODS, WITHOUT_ADAPTER
 from multitune.decoding.fusion_config import check_fusion
 from multitune.errors import MultituneError, nearest
 from multitune.mixing.policies import check_names
@@ -318,6 +318,13 @@ def _check_adaptation(step: TrainStep, recipe: Recipe, document: Document, key: 
             "Delta-LoRA moves the weights themselves, which an adapter alone does not hold.",
             document.where(key),
             "Set export: merged.",
+        )
+    trained = METHODS.get(recipe.adapter_of(step).method)
+    if step.export == "merged" and trained is not None and not trained.merges:
+        yield MultituneError(
+            f"An adapter of type {recipe.adapter_of(step).method} cannot be added into the weights.",
+            document.where((*key[:-1], "export")),
+            "Set export: adapter, or choose a method that merges: see multitune methods.",
         )
     half, balancer = step.adapt.half, step.training.balancer
     if half is not None and half.resample == "epoch" and balancer is not None and balancer.needs_gradients:
