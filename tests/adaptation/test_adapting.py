@@ -189,6 +189,9 @@ def test_an_adapter_of_another_base_is_told(make_folder: Callable[[str], Path], 
     LlamaForCausalLM(LlamaConfig(**IDS, **WIDE | {"hidden_size": 64}, num_key_value_heads=2)).save_pretrained(
         tmp_path / "llama"
     )
+    with pytest.raises(MultituneError, match="was trained on other weights"):
+        load_saved(tmp_path / "out")
+    (tmp_path / "out" / "multitune.json").unlink()  # as peft alone would have written it
     with pytest.raises(MultituneError, match="does not fit its base"):
         load_saved(tmp_path / "out")
 
