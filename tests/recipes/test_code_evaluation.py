@@ -15,7 +15,10 @@ from multitune.recipes.code_evaluation import Study, evaluate
 from multitune.scoring.code.evaluation import Decoding, mode_of
 from multitune.scoring.code.sandbox import Limits
 from multitune.systems.small_libraries import PROMPT, TARGET, small_decoder
+from tests.cli.conftest import quiet_again
 from tests.scoring.code.conftest import needs_walls
+
+__all__ = ["quiet_again"]  # around every test here too: some start the command in this process
 
 
 @pytest.fixture(scope="module")
