@@ -45,6 +45,7 @@ def test_a_run_leaves_what_the_report_reads(go, recipe, tmp_path):
     card = (out / "steps" / "joint" / "model" / "README.md").read_text()
     assert "| sign | 24 |" in card
     assert "| mark | test |" in card
+    assert "## Cost" in card and "| peak memory while training | " in card
     assert not (out / "steps" / "joint" / "checkpoints").exists()
     facts = json.loads((out / "run.json").read_text())
     assert facts["versions"]["multitune"]

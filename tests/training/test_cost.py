@@ -11,12 +11,13 @@ from multitune.adaptation import AdaptationConfig, adapt
 from multitune.mixing.policies import Proportional
 from multitune.models.config import ModelConfig
 from multitune.models.loading import Backbone
-from multitune.reporting.costs import milliseconds, size, told
+from multitune.recipes.cost import milliseconds, size, told
 from multitune.training import cost
 from multitune.training import train as training
 from multitune.training.config import TrainingConfig
 from multitune.training.cost import StepTimes, peak_memory, reading_speeds, reset_peak_memory
-from tests.training.conftest import make_model
+from tests.training.conftest import make_model, make_tables
+from tests.training.test_architectures import small_t5
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*_checkpointing.*:FutureWarning")  # peft's
 
@@ -44,6 +45,15 @@ def test_both_ways_of_serving_are_measured_where_they_exist(method, options, mer
     speeds = reading_speeds(adapted(tokenizer, method, **options), tables, 4, 32, merges=merges)
     assert {kind for kind, speed in speeds.items() if speed} == measured
     assert all(speed is None or speed > 0 for speed in speeds.values())
+
+
+def test_an_encoder_decoder_is_measured_too(tokenizer, tmp_path):
+    rows = make_tables(tokenizer, tmp_path, {"a": 8, "b": 4}, "seq2seq")
+    backbone = adapt(
+        Backbone(small_t5(), tokenizer, "seq2seq", ModelConfig(name="toy")), AdaptationConfig(method="lora")
+    )
+    speeds = reading_speeds(backbone, rows, 4, 32, merges=True)
+    assert speeds["unmerged"] > 0 and speeds["merged"] > 0
 
 
 def test_an_adapter_that_does_not_merge_ends_no_training(tables, tokenizer, caplog):

@@ -68,7 +68,7 @@ def compare_methods(
 def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    from multitune.reporting.costs import milliseconds, size
+    from multitune.recipes.cost import milliseconds, size
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("variant", overflow="fold")

@@ -11,6 +11,7 @@ import yaml
 
 from multitune.adaptation.methods import WITHOUT_ADAPTER
 from multitune.models.location import holds_delta
+from multitune.recipes.cost import told
 from multitune.recipes.graph import EstimatorNode, MergeNode, TrainNode
 from multitune.recipes.schema import Recipe
 
@@ -41,7 +42,7 @@ def model_card(
         recipe: of the run.
         node: the step that made the model.
         folder: where the model lies.
-        facts: of its training: steps, seconds, trainable_parameters, rows per task.
+        facts: of its training: steps, seconds, trainable_parameters, rows per task, cost.
         rows: its scores, as on the Scoreboard; may be empty before scoring.
     """
     metadata = {
@@ -62,10 +63,28 @@ def model_card(
         f"## Load\n\n```python\n{loading_code(folder, recipe.base.name, 'FOLDER')}\n```",
         f"## Answer new rows\n\n{ANSWERING.format(task=json.dumps(node.tasks[0]))}",
         f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}",
+        *_costs(facts.get("cost")),
         *_scores(rows),
         f"## Recipe\n\n```yaml\n{recipe_text}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _costs(cost: Mapping[str, Any] | None) -> list[str]:
+    """Return the cost record as a section; none for a model that was trained before records were kept."""
+    if not cost:
+        return []
+    one = told("", cost)
+    lines = {
+        "numbers that trained": f"{one.trainable} ({one.share} of the base's)",
+        "on disk": one.disk,
+        "peak memory while training": one.memory,
+        "time per step": one.step,
+        "tokens read per second, adapter beside the weights": one.unmerged,
+        "tokens read per second, merged or without adapter": one.merged,
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in lines.items() if value)
+    return [f"## Cost\n\n| | |\n|---|---|\n{rows}"]
 
 
 def merge_card(
