@@ -39,13 +39,15 @@ def test_settings_that_name_tasks_follow_them(recipe, write):
 
 
 @pytest.mark.parametrize("groups", [(("sign",), ("echo",)), (("sign", "echo"),)])
-def test_the_suggested_steps_can_be_pasted(recipe, write, groups):
-    recipe["steps"]["joint"]["mixture"] = {"policy": "equal"}
+@pytest.mark.parametrize("adapt", ["full", "lora", {"method": "lora", "r": 2}])
+def test_the_suggested_steps_can_be_pasted(recipe, write, groups, adapt):
+    recipe["steps"]["joint"] |= {"mixture": {"policy": "equal"}, "adapt": adapt}
     path = write(recipe)
     plan = transfer_plan(path, together=False)
     snippet = yaml.safe_load(steps_of_groups(plan, groups))
     pasted = load_recipe(write(recipe | snippet))
     assert [step.tasks for step in pasted.steps.values()] == list(groups)
+    assert all("method" in step.get("adapt", {"method": "lora"}) for step in snippet["steps"].values())
     for step in pasted.steps.values():
         assert step.adapt == plan.step.adapt and step.training == plan.step.training
         assert step.mixture.policy == ("equal" if len(groups) == 1 else "proportional")

@@ -97,6 +97,8 @@ def _settings(step: TrainStep, tasks: tuple[str, ...]) -> dict[str, object]:
     """Return what a step says beside its tasks, for some of them; a mixture that names tasks is left out."""
     settings = _only(step, step.training, tasks).model_dump(mode="json", exclude_defaults=True)
     kept = {key: value for key, value in settings.items() if key not in ("tasks", "mixture")}
+    if "adapt" in kept:
+        kept["adapt"] = {"method": step.adapt.method, **kept["adapt"]}
     if len(tasks) > 1 and step.mixture.policy in UNNAMED:
         kept["mixture"] = step.mixture.model_dump(mode="json")
     return kept

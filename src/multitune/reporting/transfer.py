@@ -14,9 +14,9 @@ from multitune.recipes.run_folder import write_whole
 from multitune.reporting.charts import cut_name
 from multitune.reporting.comparison import higher_is_better, main_metric, value_of
 from multitune.reporting.report import environment, signed_text
-from multitune.reporting.run_folder import BASE, Run, read_predictions, read_run
+from multitune.reporting.run_folder import BASE, read_predictions, read_run
 from multitune.scoring.task_groups import Grouping
-from multitune.scoring.transfer import Answered, Gain, Transfer, gain, is_gain, transfer
+from multitune.scoring.transfer import Answered, Gain, Transfer, gain, transfer
 
 CELL_WIDTH, CELL_HEIGHT, LETTER = 84, 40, 7.2
 """Pixels of a cell of the heat map, and of a letter."""
@@ -79,7 +79,7 @@ def read_transfer(
     Raises:
         MultituneError: a score is missing or is no number.
     """
-    run: Run = read_run(folder)
+    run = read_run(folder)
     metrics = {task: main_metric(run, task) for task in columns}
 
     def answered(node: str, task: str) -> Answered:
@@ -210,7 +210,6 @@ def write_transfer_page(
         told=told,
         heat=heat_map(found),
         lower={task: not higher_is_better(metric) for task, metric in found.metrics.items()},
-        defined={task: is_gain(found.gains[task][task]) for task in found.rows},
         version=__version__,
     )
     write_whole(out, page)
