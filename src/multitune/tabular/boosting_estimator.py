@@ -29,7 +29,7 @@ from multitune.tabular.boosting_blocks import (
     sigmoid,
 )
 from multitune.tabular.boosting_exact import ExactEngine, TreeSettings
-from multitune.tabular.boosting_growth import HistogramEngine
+from multitune.tabular.boosting_histogram import HistogramEngine
 from multitune.tabular.boosting_inputs import (
     Places,
     check_settings,

@@ -1,4 +1,4 @@
-"""The histogram engine: trees grown on bytes, a node's histograms from its rows or by difference from its parent's.
+"""The compiled part of the histogram engine: trees grown on bytes, a node's histograms from its rows or by difference.
 
 The rows of a node are kept together. A tree is grown depth first: of two children the one with fewer rows is counted,
 and what is left of the parent's histograms is the other's, so that there is one set of histograms per level, however
@@ -12,113 +12,18 @@ Shape legend: ``N`` rows of the table, ``M`` rows of all trees that are grown to
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-from multitune.tabular.boosting_bins import BinnedFeatures
-from multitune.tabular.boosting_exact import TreeSettings
-from multitune.tabular.boosting_trees import LEVELS, Trees
+from multitune.tabular.boosting_trees import LEVELS
 
 CHUNK = 4096  # rows whose targets stay in the cache while all features are counted
-UNROLLED = 2  # channels of a row up to which the loops are compiled of their own
 ALIKE = 2.3e-16  # mean square about the mean below which targets are alike, as in scikit-learn's trees
 ROUNDING = 1e-12  # of a node's sum of squares: splits closer than that are equally good, and the first one is taken
-DEEPEST = 40  # levels of splits at most
 KEPT = 12  # levels whose histograms are kept for a difference; deeper nodes are counted each for itself
-
-Floats = npt.NDArray[np.float64]
-
-
-class HistogramEngine:
-    """Grows trees on binned features.
-
-    Args:
-        table: its rows sorted by task.
-        starts: (T + 1,), where the rows of each task begin.
-        weight: (N,), above 0.
-    """
-
-    def __init__(
-        self, table: BinnedFeatures, starts: npt.NDArray[np.intp], weight: Floats, settings: TreeSettings
-    ) -> None:
-        self.table, self.settings = table, settings
-        self.starts = starts.astype(np.int64)
-        self.unweighted = bool((weight == 1).all())
-        self.cover_NW = (
-            np.ones((len(weight), 1)) if self.unweighted else np.column_stack([weight, np.ones(len(weight))])
-        )
-        self.pooled_cover = self._root_sums(self.cover_NW, np.array([0, len(weight)]))
-        # Those of many tasks of few rows would take more room than the table does.
-        few = 2 * (len(starts) - 1) * self._bins <= len(weight)
-        self.own_counts = (
-            self._root_sums(self.cover_NW, self.starts) if self.unweighted and few else np.empty((0, 0, 0, 0))
-        )
-
-    @property
-    def _bins(self) -> int:
-        return int(self.table.bin_counts.max())
-
-    def pooled(self, *targets_NK: Floats) -> tuple[Trees, list[Floats]]:
-        """Return a tree over all rows for each of the targets, and what each says of the training rows."""
-        N, S = len(self.cover_NW), len(targets_NK)
-        rows_NR = [self._rows(target) for target in targets_NK]
-        K = targets_NK[0].shape[1]
-        every = rows_NR[0][:, :K] if S == 1 else np.hstack([rows[:, :K] for rows in rows_NR])
-        sums = self._root_sums(every, np.array([0, N]))[0]  # one pass: all of them add to the same bins
-        roots = [np.concatenate([sums[:, :, k : k + K], self.pooled_cover[0]], axis=2) for k in range(0, S * K, K)]
-        trees, said = self._grow(np.concatenate(rows_NR), np.arange(S + 1) * N, K, np.stack(roots))
-        return trees, [said[a : a + N] for a in range(0, S * N, N)]
-
-    def per_task(self, target_NK: Floats) -> tuple[Trees, Floats]:
-        """Return a tree for every task over its own rows, and what it says of them."""
-        rows_NR, K = self._rows(target_NK), target_NK.shape[1]
-        return self._grow(rows_NR.copy(), self.starts, K, np.empty((0, 0, 0, 0)))
-
-    def _rows(self, target_NK: Floats) -> Floats:
-        if self.unweighted:
-            return target_NK
-        return np.column_stack([target_NK * self.cover_NW[:, :1], self.cover_NW[:, 0]])
-
-    def _root_sums(self, channels_NC: Floats, starts: npt.NDArray[np.int64]) -> Floats:
-        """Return what each stretch of rows adds up to in every bin, (S, D, B, channels)."""
-        table, S, C = self.table, len(starts) - 1, channels_NC.shape[1]
-        sums = np.zeros((S, len(table.bins), self._bins, C))
-        channels_NC = np.ascontiguousarray(channels_NC)
-        for slot in range(S):
-            _count_root(sums[slot], table.bins, channels_NC, int(starts[slot]), int(starts[slot + 1]), _unrolled(C))
-        return sums
-
-    def _grow(self, rows_MR: Floats, starts: npt.NDArray[np.int64], K: int, roots: Floats) -> tuple[Trees, Floats]:
-        table, settings = self.table, self.settings
-        deepest = min(settings.max_depth, DEEPEST)
-        most = min((len(starts) - 1) * (2 ** (deepest + 1) - 1), 2 * len(rows_MR))
-        nodes, said = _grow_trees(
-            table.bins,
-            table.bin_counts,
-            table.categorical,
-            table.low,
-            table.high,
-            rows_MR,
-            starts,
-            K,
-            _unrolled(rows_MR.shape[1]),
-            roots,
-            self.own_counts,
-            deepest,
-            settings.min_samples_leaf,
-            settings.l2,
-            most,
-        )
-        return Trees(*nodes, roots=np.arange(len(starts) - 1, dtype=np.int32)[None]), said  # type: ignore[misc]
-
-
-def _unrolled(channels: int) -> tuple[int, ...] | npt.NDArray[np.float64]:
-    """Return something with so many entries; of a tuple that number is known when a loop over it is compiled."""
-    return (0,) * channels if channels <= UNROLLED else np.zeros(channels)
 
 
 @njit(cache=True, nogil=True)
-def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _grow alone
+def grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by HistogramEngine alone
     bins, bin_counts, categorical, lows, highs, rows, starts, K, of_row, roots, counts, max_depth, min_samples,
     l2, most,
 ):  # fmt: skip
@@ -159,7 +64,7 @@ def _grow_trees(  # type: ignore[no-untyped-def]  # compiled, and called by _gro
         elif len(counts):
             histograms[0, :, :, :R] = 0.0
             histograms[0, :, :, R:] = counts[slot]
-            _count_root(histograms[0], bins, rows, begin[slot], end[slot], of_row)
+            count_root(histograms[0], bins, rows, begin[slot], end[slot], of_row)
         else:
             _count(histograms[0], bins, bin_counts, place, rows, begin[slot], end[slot], offset, of_row)
         waiting[0], level_of[0], held_in[0] = slot, 0, 0
@@ -316,7 +221,7 @@ def _tolerance(squares, total, K):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _count_root(histogram, bins, rows, a, b, channels):  # type: ignore[no-untyped-def]
+def count_root(histogram, bins, rows, a, b, channels):  # type: ignore[no-untyped-def]
     """Add the first channels of rows that stand in the order of the table."""
     for c0 in range(a, b, CHUNK):
         c1 = min(b, c0 + CHUNK)
