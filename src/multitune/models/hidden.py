@@ -26,7 +26,7 @@ from multitune.models.packed import (
     packed_forward_inputs,
     without_adapters,
 )
-from multitune.models.tuners.task_ids import without_task_ids
+from multitune.models.tuners.task_ids import PROMPTS, without_task_ids
 
 logger = logging.getLogger("multitune.models")
 
@@ -65,7 +65,7 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
 def hidden_route(model: nn.Module) -> HiddenRoute:
     """Return how this model's hidden states are had; found at the first call with a few random tokens, then kept."""
     route = _ROUTES.get(model)
-    if route is None:
+    if route is None or (route == "decoder" and _acts_in_forward(model)):  # prompts may have come since
         route = _ROUTES[model] = _find_route(model)
         logger.debug("%s: hidden states on the route '%s'", type(without_adapters(model)).__name__, route)
     return route
@@ -97,8 +97,10 @@ def _acts_in_forward(model: nn.Module) -> bool:
 
     Most tuners live in the layers. Prompt learning adds tokens or a cache, X-LoRA mixes its experts and Shadow starts
     its second stream in a hook of the whole model, our soft prompts are read in one, and activated LoRA looks for its
-    invocation tokens.
+    invocation tokens. Prompts of tasks are read in a hook of the whole model, with an adapter or without.
     """
+    if hasattr(without_adapters(model), PROMPTS):
+        return True
     config = getattr(model, "active_peft_config", None)
     if config is None:
         return False

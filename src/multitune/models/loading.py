@@ -15,7 +15,7 @@ from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.heads import HEADS_FILE, MultiTaskEncoder, encoder_with_heads, load_heads, save_heads
 from multitune.models.identity import BASE_DIGEST, base_digest, check_base
-from multitune.models.location import adapter_file, checked_folder, holds_delta, read_json, resolve
+from multitune.models.location import PROMPTS_FOLDER, adapter_file, checked_folder, holds_delta, read_json, resolve
 from multitune.models.partial import load_trained, save_trained
 from multitune.models.pretrained import (
     Backbone,
@@ -75,8 +75,8 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool, delta: bool
 
     An adapter is written as peft's own folder, or, with ``merged``, added into the weights and written as a whole
     model; a fully trained model is always written whole. Encoders: the encoder (whole or adapter) with
-    ``heads.safetensors`` and ``heads.json`` beside it. Files are written elsewhere first and moved in when all are
-    complete.
+    ``heads.safetensors`` and ``heads.json`` beside it. Prompts of tasks: an adapter of peft each,
+    in ``prompts``. Files are written elsewhere first and moved in when all are complete.
 
     Args:
         backbone: what was trained; it is left as it is.
@@ -98,8 +98,9 @@ def save_backbone(backbone: Backbone, folder: Path, *, merged: bool, delta: bool
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            _write(backbone, Path(temporary), merged, delta)
+            _write(backbone, Path(temporary), merged, delta, str(folder.resolve()))
             folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder / PROMPTS_FOLDER, ignore_errors=True)
             for pattern in _MODEL_FILES:
                 for stale in folder.glob(pattern):
                     stale.unlink()
@@ -145,6 +146,10 @@ def load_saved(folder: Path, device: str = "auto", *, trainable: bool = False) -
         backbone.model = add_adapter(backbone.model, folder, trainable=trainable)
     if (folder / HEADS_FILE).is_file():
         backbone.model = load_heads(backbone.model, folder)
+    if (folder / PROMPTS_FOLDER).is_dir():
+        from multitune.models.task_prompts import attach_prompts, saved_prompts
+
+        attach_prompts(backbone.model, saved_prompts(folder))
     backbone.tasks = tuple(Task.model_validate(task) for task in described.get("tasks", ()))
     backbone.model.eval()
     backbone.rounds = described.get("rounds", 0)
@@ -254,7 +259,16 @@ def _carrier(model: Any) -> Any:
     return model.encoder if isinstance(model, MultiTaskEncoder) else model
 
 
-def _write(backbone: Backbone, folder: Path, merged: bool, delta: bool) -> None:
+def _write(backbone: Backbone, folder: Path, merged: bool, delta: bool, name: str) -> None:
+    """Write the model without prompts of tasks, and these beside it; ``name`` is where the folder will stand."""
+    from multitune.models.task_prompts import save_prompts, without_prompts
+
+    with without_prompts(backbone.model) as prompts:
+        _write_model(backbone, folder, merged, delta)
+    save_prompts(prompts, folder, base=name, task_type="SEQ_2_SEQ_LM" if backbone.form == "seq2seq" else "CAUSAL_LM")
+
+
+def _write_model(backbone: Backbone, folder: Path, merged: bool, delta: bool) -> None:
     adapted = hasattr(_carrier(backbone.model), "peft_config")
     whole = merged_model(backbone) if adapted and merged else _carrier(backbone.model)
     if delta:

@@ -25,6 +25,9 @@ PACKAGE_PREFIX = "package:"
 DELTA_FILE = "delta.safetensors"
 """The tensors that half fine-tuning changed, where the others were left to the base (``export: delta``)."""
 
+PROMPTS_FOLDER = "prompts"
+"""Where the prompts of tasks lie beside a model, one adapter each."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multitune.errors import MultituneError
+from multitune.models.tuners.task_ids import PROMPTS
 from multitune.tasks.task import Form
 
 logger = logging.getLogger("multitune.models")
@@ -101,7 +102,7 @@ def packing_route(model: nn.Module) -> Route:
     """
     plain = without_adapters(model)
     config = getattr(plain, "config", None)
-    if config is None or config.is_encoder_decoder:
+    if config is None or config.is_encoder_decoder or hasattr(plain, PROMPTS):
         return "unpacked"
     adapter = getattr(model, "active_peft_config", None)
     method = adapter.peft_type.value.lower() if adapter is not None else "full"

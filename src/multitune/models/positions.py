@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from multitune.models.tuners.task_ids import PROMPTS
+
 
 def usable_positions(model: Any) -> int | None:
     """Return the length of the longest input in tokens; None where positions are relative or computed without limit.
@@ -14,7 +16,8 @@ def usable_positions(model: Any) -> int | None:
     belong to padding, and of the 514 that the config of roberta-base names 512 are of use.
 
     Args:
-        model: a transformers model, a PeftModel around one (its virtual tokens are taken off) or an encoder with heads;
+        model: a transformers model, a PeftModel around one (virtual tokens are taken off, and the
+            longest of the prompts of tasks) or an encoder with heads;
             weights are not read.
     """
     adapted = getattr(model, "encoder", model) if hasattr(model, "heads") else model
@@ -24,6 +27,7 @@ def usable_positions(model: Any) -> int | None:
         return None
     adapter = getattr(adapted, "active_peft_config", None)
     virtual = getattr(adapter, "num_virtual_tokens", 0)
+    virtual += max((len(one) for one in getattr(getattr(plain, PROMPTS, None), "vectors", ())), default=0)
     return int(positions) - _reserved_for_padding(plain) - virtual
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from multitune.adaptation.methods import WITHOUT_ADAPTER
-from multitune.models.location import holds_delta
+from multitune.models.location import PROMPTS_FOLDER, holds_delta
 from multitune.recipes.cost import told
 from multitune.recipes.graph import EstimatorNode, MergeNode, TrainNode
 from multitune.recipes.schema import Recipe
@@ -61,6 +61,7 @@ def model_card(
         f"steps, {facts['seconds']:.0f} seconds, seed {recipe.seed}.",
         "The licences of the base model and of the data apply; this card does not widen them.",
         f"## Load\n\n```python\n{loading_code(folder, recipe.base.name, 'FOLDER')}\n```",
+        *_prompts(folder),
         f"## Answer new rows\n\n{ANSWERING.format(task=json.dumps(node.tasks[0]))}",
         f"## Data\n\n| task | training rows |\n|---|---|\n{tasks}",
         *_costs(facts.get("cost")),
@@ -200,6 +201,19 @@ def loading_code(folder: Path, base: str, place: str) -> str:
         f"from transformers import {auto}, AutoTokenizer\n\n"
         f"model = {auto}.from_pretrained({quoted})\ntokenizer = AutoTokenizer.from_pretrained({quoted})"
     )
+
+
+def _prompts(folder: Path) -> list[str]:
+    """Return what a model says of the prompts of tasks that lie beside it."""
+    names = sorted(place.name for place in (folder / PROMPTS_FOLDER).glob("*"))
+    if not names:
+        return []
+    places = ", ".join(f"`{PROMPTS_FOLDER}/{name}`" for name in names)
+    return [
+        f"It was trained behind a soft prompt for each task, which lie in {places} as adapters of peft: put one on the "
+        "model with `PeftModel.from_pretrained` for rows of its task, and leave it off for everything else. multitune "
+        "does both by the task's name."
+    ]
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,6 +19,7 @@ from multitune.recipes.merge_checks import check_merge, is_model, made_estimator
 from multitune.recipes.reading import Document, KeyPath
 from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, ScoreStep, TrainStep
 from multitune.recipes.shot_checks import check_shots
+from multitune.recipes.soft_prompts import check_soft_prompt
 from multitune.recipes.table_checks import check_estimator, check_model_is_there, check_table_tasks
 from multitune.scoring.score import scored_split
 from multitune.tasks.gpt3 import ARITHMETIC, SCRAMBLES
@@ -238,6 +239,7 @@ def _check_train(name: str, step: TrainStep, recipe: Recipe, document: Document)
     if step.tasks != "each":
         yield from _caught(partial(check_names, step.mixture, named), document, (*key, "mixture"))
     yield from _check_adaptation(step, recipe, document, (*key, "adapt"))
+    yield from check_soft_prompt(name, step, recipe, document, named)
     for tracker in step.training.report_to:
         if find_spec(tracker) is None:
             yield MultituneError(

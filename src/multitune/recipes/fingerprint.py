@@ -49,26 +49,28 @@ _NOT_TRAINED: dict[str, Any] = {"tasks": True, "measure": True, "training": _ONL
 """Keys of a train step that do not change its weights; its tasks are digested on their own."""
 
 
-def train_fingerprint(node: TrainNode, recipe: Recipe, model: str) -> str:
+def train_fingerprint(node: TrainNode, recipe: Recipe, models: Mapping[str, str]) -> str:
     """Digest a train node: its settings, its tasks' training rows, the seed and the model it starts from.
 
     Args:
         node: the node.
         recipe: for tasks and seed.
-        model: fingerprint of the model that it reads.
+        models: fingerprints of the models that it reads, by name.
     """
     tasks = [recipe.tasks[name] for name in node.tasks]
+    prompts = {"prompts": {task: models[name] for task, name in node.prompts.items()}} if node.prompts else {}
     watched = {"validation": [_rows(task, "validation", recipe.folder) for task in tasks]}
     return digest(
         {
             **(watched if node.step.training.uses_validation else {}),
+            **prompts,
             "version": TRAIN_VERSION,
             "step": node.step.model_dump(mode="json", exclude=_NOT_TRAINED),
             "tasks": [task.model_dump(mode="json", exclude={*_ONLY_SCORED, "train"}) for task in tasks],
             "rows": [_rows(task, "train", recipe.folder) for task in tasks],
             "cut": [_fractions(task) for task in tasks],
             "seed": recipe.seed,
-            "model": model,
+            "model": models[node.model],
         }
     )
 

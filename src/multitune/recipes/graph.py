@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from multitune.adaptation.config import AdaptationConfig, for_tasks
 from multitune.adaptation.methods import CONTINUE
 from multitune.errors import MultituneError
 from multitune.recipes.schema import BASE, EstimatorStep, FuseStep, MergeStep, Recipe, ScoreStep, Step, TrainStep
+from multitune.recipes.soft_prompts import prompt_nodes
 from multitune.scoring.score import ScoreConfig
 from multitune.weights.config import MergedModel
 
@@ -24,6 +25,7 @@ class TrainNode:
         tasks: that it trains.
         adaptation: what trains; where the step goes on with an adapter, that of the step that began it.
         round: how many train steps lie on the way from the recipe's own model, this one included.
+        prompts: by task, the node whose prompt stands before its inputs.
     """
 
     name: str
@@ -32,11 +34,12 @@ class TrainNode:
     tasks: tuple[str, ...]
     adaptation: AdaptationConfig
     round: int = 1
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The models that it reads: base or nodes."""
-        return (self.model,)
+        return tuple(dict.fromkeys([self.model, *self.prompts.values()]))
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,10 @@ def sources(step: Step) -> tuple[str, ...]:
     """Return the models that a step reads, as the recipe names them."""
     if isinstance(step, EstimatorStep):
         return ()
-    return step.sources if isinstance(step, FuseStep | MergeStep) else (step.model,)
+    if isinstance(step, FuseStep | MergeStep):
+        return step.sources
+    prompt = step.soft_prompt.step if isinstance(step, TrainStep) and step.soft_prompt is not None else None
+    return (step.model,) if prompt is None else (step.model, prompt)
 
 
 def with_all_models(step: MergeStep, recipe: Recipe) -> MergeStep:
@@ -198,7 +204,7 @@ def _models_of(name: str, recipe: Recipe) -> list[str]:
 def _train_nodes(name: str, step: TrainStep, recipe: Recipe, round: int, routed: Sequence[str]) -> list[TrainNode]:
     def node(name: str, tasks: tuple[str, ...]) -> TrainNode:
         adaptation = for_tasks(recipe.adapter_of(step), list(dict.fromkeys([*routed, *tasks])))
-        return TrainNode(name, step, step.model, tasks, adaptation, round)
+        return TrainNode(name, step, step.model, tasks, adaptation, round, prompt_nodes(step, tasks, recipe))
 
     if step.tasks == "each":
         return [node(f"{name}.{task}", (task,)) for task in recipe.training_tasks]

@@ -30,6 +30,7 @@ from multitune.recipes.graph import (
 from multitune.recipes.merge_search import searched_tasks
 from multitune.recipes.run_folder import disk_error, read_finished, remove, write_whole
 from multitune.recipes.schema import BASE, Recipe
+from multitune.recipes.soft_prompts import attach_all, attach_for
 from multitune.recipes.tables import fit_baseline, fit_node, save_node, score_tables, that_it_answers
 from multitune.tabular.task_model import is_table_model, load_table_model
 from multitune.tabular.task_table import as_table_task
@@ -37,6 +38,8 @@ from multitune.tasks.task import Split, Task
 from multitune.training.processes import first_of_machine_first, gather, is_main, rank, world_size
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from multitune.mixing.tokens import TokenTable
     from multitune.models.loading import Backbone
     from multitune.recipes.tables import Baseline
@@ -140,7 +143,7 @@ def do(
         if is_main():
             write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
     elif isinstance(node, TrainNode):
-        facts = _train(node, opened, place, models[node.model])
+        facts = _train(node, opened, place, models)
         if is_main():
             write_whole(place / "artifact.json", json.dumps({"fingerprint": inputs, **facts}, indent=2) + "\n")
             shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the model is whole; they only take space
@@ -183,11 +186,9 @@ def _fit(node: EstimatorNode, opened: Opened, place: Path) -> dict[str, Any]:
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
-def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> dict[str, Any]:
+def _train(node: TrainNode, opened: Opened, place: Path, models: Mapping[str, Path | None]) -> dict[str, Any]:
     from transformers import set_seed
 
-    from multitune.adaptation.adapting import adapt
-    from multitune.adaptation.config import for_tasks
     from multitune.adaptation.half import write_manifest
     from multitune.models.loading import save_backbone
     from multitune.models.positions import usable_positions
@@ -197,12 +198,11 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
     step, seed = node.step, opened.recipe.seed
     set_seed(seed)
     tasks = opened.tasks(node.tasks)
-    backbone = _to_train(node, opened.recipe, model, tasks)
+    backbone, earlier = _to_train(node, opened.recipe, models[node.model], tasks)
     parameters = parameters_of(backbone.model)
-    refuse_rows_longer_than(usable_positions(backbone.model), node)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
-    adaptation = for_tasks(step.adapt, node.tasks)
-    backbone = adapt(backbone, adaptation, steps=step.training.steps, seed=seed, folder=place)
+    backbone = _adapted(node, backbone, place, models, seed)
+    refuse_rows_longer_than(usable_positions(backbone.model), node)
     if backbone.half is not None and is_main():
         write_manifest(backbone.half, place)
     given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
@@ -217,9 +217,9 @@ def _train(node: TrainNode, opened: Opened, place: Path, model: Path | None) -> 
         result = train(backbone, tables, mixture, config, place, seed=seed, validation=validation, title=node.name)
         if is_main():
             if result.weights is not None:
-                whole = _to_train(node, opened.recipe, model, tasks)
-                whole = adapt(whole, adaptation, steps=step.training.steps, seed=seed, folder=place)
-                backbone = with_weights(whole, result.weights)
+                whole, _ = _to_train(node, opened.recipe, models[node.model], tasks)
+                backbone = with_weights(_adapted(node, whole, place, models, seed), result.weights)
+            attach_all(backbone, earlier)
             backbone.rounds += 1
             if backbone.form != "encoder":  # an encoder knows its tasks by its heads; any model can be asked by them
                 backbone.tasks = tuple(tasks)
@@ -262,11 +262,29 @@ def _backbone(recipe: Recipe, model: Path | None, tasks: list[Task], *, trainabl
     return load_backbone(recipe.base, tasks, seed=recipe.seed)
 
 
-def _to_train(node: TrainNode, recipe: Recipe, model: Path | None, tasks: list[Task]) -> Backbone:
-    """Return the model that a node trains, not adapted yet."""
+def _to_train(
+    node: TrainNode, recipe: Recipe, model: Path | None, tasks: list[Task]
+) -> tuple[Backbone, dict[str, Tensor]]:
+    """Return the model that a node trains, not adapted yet, and the prompts that it kept from earlier stages."""
+    from multitune.models.task_prompts import detach_prompts
+
     backbone = _backbone(recipe, model, tasks, trainable=node.step.adapt.method == CONTINUE)
     if backbone.form == "encoder" and node.model != BASE:
         backbone = _with_heads_first(backbone, tasks, recipe.seed)
+    return backbone, detach_prompts(backbone.model)
+
+
+def _adapted(
+    node: TrainNode, backbone: Backbone, place: Path, models: Mapping[str, Path | None], seed: int
+) -> Backbone:
+    """Return a model with what the node's method trains, behind the prompts that the step asks for."""
+    from multitune.adaptation.adapting import adapt
+    from multitune.adaptation.config import for_tasks
+
+    step = node.step
+    adaptation = for_tasks(step.adapt, node.tasks)
+    backbone = adapt(backbone, adaptation, steps=step.training.steps, seed=seed, folder=place)
+    attach_for(node, backbone, models, seed)
     return backbone
 
 

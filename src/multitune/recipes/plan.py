@@ -18,6 +18,7 @@ from multitune.recipes.graph import TrainNode, build, refuse_rows_longer_than
 from multitune.recipes.merge_plan import MergeNodePlan, plan_merges
 from multitune.recipes.schema import BASE, Recipe
 from multitune.recipes.simulation import simulate
+from multitune.recipes.soft_prompts import prompt_numbers
 from multitune.recipes.table_plan import TableNodePlan, plan_tables
 from multitune.tasks.overlap import overlap_warnings
 from multitune.tasks.task import Task
@@ -273,6 +274,8 @@ def _plan_node(
     trainable = trainable_parameters(
         facts, node.adaptation, encoded, seed=recipe.seed, round=rounds_of(recipe.base) + node.round
     )
+    prompt = prompt_numbers(node, recipe, facts.hidden_size)
+    trainable = trainable + prompt if trainable is not None and prompt is not None else None
     positions = simulation.positions
     balancer = config.balancer if len(tasks) > 1 else None  # a task alone is not balanced
     apart = len(tasks) if balancer is not None and balancer.needs_gradients else 0

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from multitune.adaptation.config import AdaptationConfig
 from multitune.adaptation.continuing import continued
 from multitune.adaptation.methods import CONTINUE
+from multitune.adaptation.step_prompt import StepPrompt
 from multitune.decoding.fusion_config import FusionConfig
 from multitune.mixing.policies import MixtureConfig, Proportional
 from multitune.models.config import ModelConfig
@@ -37,6 +38,9 @@ class TrainStep(BaseModel):
     )
     mixture: MixtureConfig = Proportional()
     adapt: AdaptationConfig = AdaptationConfig(method="lora")
+    soft_prompt: StepPrompt | None = Field(
+        None, description="a prompt before every training input while the model trains (ProMoT); default: none"
+    )
     training: TrainingConfig = TrainingConfig()
     export: Literal["adapter", "merged", "delta"] = Field(
         "adapter",
@@ -266,7 +270,7 @@ def json_schema() -> dict[str, Any]:
 
 def _allow_shorthand(schema: dict[str, Any]) -> None:
     """Say in the schema that a plain string stands for a model's name, a source's path, a method; and for a suite."""
-    for name in ("ModelConfig", "Source", "AdaptationConfig", "MergedModel"):
+    for name in ("ModelConfig", "Source", "AdaptationConfig", "MergedModel", "StepPrompt"):
         schema["$defs"][name] = {"anyOf": [{"type": "string"}, schema["$defs"][name]]}
     schema["properties"]["tasks"] = {"anyOf": [{"type": "string"}, schema["properties"]["tasks"]]}
     texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}

@@ -58,6 +58,8 @@ def simulate(
     lengths = [s.lengths for s in found]
     flash = "flash" in (recipe.base.attn_implementation or "")
     route = known_route(facts.family, node.adaptation.method, flash=flash)
+    if node.step.soft_prompt is not None:
+        route = "unpacked"
     packs = packs_rows(facts.form, config.pack, route, facts.architecture)
     total = examples_drawn(node, rows, [float(length_R.mean()) for length_R in lengths], packs)
     mixture = Mixture(rows, node.step.mixture, recipe.seed, total=total)

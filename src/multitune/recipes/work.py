@@ -130,7 +130,7 @@ def told_of(variants: Sequence[Variant], users: Sequence[int]) -> str:
 
 def _fingerprint(node: Node, opened: Opened, models: Mapping[str, str]) -> str:
     if isinstance(node, TrainNode):
-        return fingerprint.train_fingerprint(node, opened.recipe, models[node.model])
+        return fingerprint.train_fingerprint(node, opened.recipe, models)
     if isinstance(node, EstimatorNode):
         return fingerprint.estimator_fingerprint(node, opened.recipe)
     if isinstance(node, FuseNode):

@@ -43,6 +43,7 @@ class ScoreConfig(BaseModel):
             ("none"), by that per "token", "character" or "byte", or by what the context adds ("unconditional").
         all_normalisations: the scores under every other normalisation are reported too, of the same pass.
         answer_context: what "unconditional" holds a choice against.
+        soft_prompt: which tasks read one, of a model that keeps prompts, see ``models.tuners.task_ids.read_prompt_of``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +57,11 @@ class ScoreConfig(BaseModel):
     choice_normalisation: Normalisation = "none"
     all_normalisations: bool = False
     answer_context: str = "Answer:"
+    soft_prompt: Literal["own", "off", "always"] = Field(
+        default="own",
+        description="of a model that keeps prompts of tasks: each task reads its own, or none; off: none; "
+        "always: tasks without one read the only one",
+    )
 
 
 @dataclass(frozen=True)
@@ -211,9 +217,10 @@ def answers_of(
         MultituneError: the model has no head for the task, or one for other choices; a row without choices.
     """
     from multitune.mixing.encoding import encode_prompts
-    from multitune.models.tuners.task_ids import set_tasks
+    from multitune.models.tuners.task_ids import read_prompt_of, set_tasks
 
     set_tasks(backbone.model, [task.name])
+    read_prompt_of(backbone.model, task.name, config.soft_prompt)
     prompts = encode_prompts(rows, backbone.tokenizer, backbone.form, task)
     if backbone.form == "encoder":
         from multitune.scoring.heads import head_of, head_predictions

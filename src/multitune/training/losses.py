@@ -17,7 +17,7 @@ from multitune.adaptation.updates import moving_bases
 from multitune.models.heads import head_losses
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
-from multitune.models.tuners.task_ids import UNKNOWN, places_of, set_task_ids
+from multitune.models.tuners.task_ids import UNKNOWN, places_of, prompts_of, set_prompt_ids, set_task_ids
 from multitune.objectives.aggregation import Aggregation, count, task_units
 from multitune.objectives.token_loss import IGNORED, next_token_positions, token_nll
 from multitune.tasks.task import Form
@@ -56,6 +56,7 @@ class LossModule(nn.Module):
     def __init__(self, backbone: Backbone, names: Sequence[str] = ()) -> None:
         super().__init__()
         self._places_T = places_of(backbone.model, names)
+        self._prompts_T = prompts_of(backbone.model, names)
         self.model = backbone.model
         self.form = backbone.form
         half = backbone.half
@@ -80,6 +81,8 @@ class LossModule(nn.Module):
         ids = batch["task_ids"].amax(dim=1) if self.form == "seq2seq" else batch["task_ids"]
         if self._places_T is not None:  # -1, of padding, stays unknown
             set_task_ids(self.model, torch.where(ids >= 0, self._places_T.to(ids.device)[ids], UNKNOWN))
+        if self._prompts_T is not None:
+            set_prompt_ids(self.model, torch.where(ids >= 0, self._prompts_T.to(ids.device)[ids], UNKNOWN))
         if self.form == "encoder":
             return head_losses(self.model, batch)
         hidden_BSD = hidden_states(self.model, batch)

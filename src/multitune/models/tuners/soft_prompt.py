@@ -117,6 +117,10 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         inner_sNq = torch.relu(self.vectors[name] @ down_dNq.flatten(1)).unflatten(1, down_dNq.shape[1:])
         return (self.gates(name)[:, None] * inner_sNq).flatten(1) @ up_Nqd.flatten(0, 1)
 
+    def length(self, name: str) -> int:
+        """Return s of an adapter."""
+        return self.configs[name].num_virtual_tokens
+
     def folded(self, name: str) -> Folded:
         """Return the prompt P' = P + F + sum of the spaces, and the offsets: all that inference needs.
 

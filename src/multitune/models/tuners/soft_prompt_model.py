@@ -10,8 +10,8 @@ Shape legend: as in `multitune.models.tuners.soft_prompt`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multitune.models.prompted_inputs import insert, mask_with_prompt, padding_in_front, with_prompt, without_prompt
-from multitune.models.tuners.soft_prompt import SoftPrompt
+from multitune.models.tuners.soft_prompt import Folded, SoftPrompt
 from multitune.models.tuners.soft_prompt_config import DeptConfig, EptConfig, MptConfig, SoftPromptConfig
 from multitune.models.tuners.task_ids import TaskIds
 
@@ -29,11 +29,32 @@ HOST = "soft_prompt"
 """Name of the prompt in the base model."""
 
 
+class PromptHost(Protocol):
+    """What holds the prompts that a model reads."""
+
+    @property
+    def acting(self) -> str | None:
+        """Name of the prompt that is read now; None: none is."""
+
+    def length(self, name: str) -> int:
+        """Return the number of vectors of a prompt."""
+
+    def folded(self, name: str) -> Folded:
+        """Return the prompt [s, d], and what it adds to the text by position [L, d], if anything."""
+
+    def of_rows(self, name: str, shared_sd: Tensor, embedded: Tensor) -> Tensor:
+        """Return the prompt of all rows [s, d], or of every row [B, s, d]."""
+
+    @property
+    def embedding(self) -> Callable[[], Any]:
+        """Returns the base's embedding of tokens."""
+
+
 class Reading:
     """Hooks by which a model reads the prompt that acts: a decoder or an encoder as a whole, an encoder-decoder in its
     encoder."""
 
-    def __init__(self, host: SoftPrompt, model: Any) -> None:
+    def __init__(self, host: PromptHost, model: Any) -> None:
         self.host = host
         self._tokens: int | None = None
         if model.config.is_encoder_decoder:
@@ -108,7 +129,7 @@ class Reading:
 
     def _after_cache(self, name: str, inputs: dict[str, Any], cached: int) -> dict[str, Any]:
         """Return the inputs that follow a prompt and tokens in the cache: mask and positions count the prompt."""
-        length, mask = self.host.configs[name].num_virtual_tokens, inputs.get("attention_mask")
+        length, mask = self.host.length(name), inputs.get("attention_mask")
         offsets_Ld = self.host.folded(name)[1]
         if offsets_Ld is not None:
             text = self._embedded(inputs)

@@ -9,14 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from multitune.errors import MultituneError
+
 logger = logging.getLogger("multitune.models")
 
 UNKNOWN = -1
+
+WhichPrompt = Literal["own", "off", "always"]
+
+PROMPTS = "task_prompts"
+"""Name of the prompts of tasks (`multitune.models.task_prompts`) in a transformers model."""
 
 
 class TaskIds:
@@ -63,13 +70,15 @@ def set_task_ids(model: Any, ids: Tensor | None) -> None:
 @contextmanager
 def without_task_ids(model: Any) -> Iterator[None]:
     """Forget the task ids of the current batch for a moment, in which the model reads another one."""
-    holder = task_ids_of(model)
-    current = holder.current if holder is not None else None
-    set_task_ids(model, None)
+    holders = [holder for holder in (task_ids_of(model), _prompt_ids_of(model)) if holder is not None]
+    kept = [holder.current for holder in holders]
+    for holder in holders:
+        holder.current = None
     try:
         yield
     finally:
-        set_task_ids(model, current)
+        for holder, current in zip(holders, kept, strict=True):
+            holder.current = current
 
 
 def task_ids_of(model: Any) -> TaskIds | None:
@@ -101,3 +110,57 @@ def places_of(model: Any, names: Sequence[str]) -> Tensor | None:
     carrier = model.encoder if hasattr(model, "heads") else model
     known = list(carrier.active_peft_config.tasks or ())
     return torch.tensor([known.index(name) if name in known else UNKNOWN for name in names])
+
+
+def set_prompt_ids(model: Any, ids: Tensor | None) -> None:
+    """Tell a model that keeps prompts of tasks which one each row reads; they hold until others are set.
+
+    Args:
+        model: as for `set_task_ids`; one without prompts is left alone.
+        ids: int64 [B], [1] for all rows or [B, S], places among the prompts; UNKNOWN and None read no prompt.
+    """
+    holder = _prompt_ids_of(model)
+    if holder is not None:
+        holder.current = ids
+
+
+def prompts_of(model: Any, names: Sequence[str]) -> Tensor | None:
+    """Return where tasks stand among those with a prompt, int64 [T]: UNKNOWN where nowhere; None without prompts."""
+    known = list(getattr(_prompts_in(model), "names", ()))
+    return torch.tensor([known.index(name) if name in known else UNKNOWN for name in names]) if known else None
+
+
+def read_prompt_of(model: Any, task: str, which: WhichPrompt = "own") -> None:
+    """Say which prompt the following rows read, all of them of one task; models without prompts are left alone.
+
+    Args:
+        model: plain or adapted.
+        task: its name.
+        which: ``own``: the task's own prompt, or none; ``off``: none; ``always``: the task's own or, where it has none,
+            the only one there is.
+
+    Raises:
+        MultituneError: ``always``, and there are several from which to choose.
+    """
+    host = _prompts_in(model)
+    if host is None:
+        return
+    place = host.names.index(task) if task in host.names else UNKNOWN
+    if which == "always" and place == UNKNOWN:
+        if len(host.names) > 1:
+            raise MultituneError(
+                f"The task '{task}' has no prompt of its own, and the model keeps those of {', '.join(host.names)}.",
+                "score.soft_prompt: always",
+                "Set soft_prompt to own, or score with a model that keeps one prompt.",
+            )
+        place = 0
+    set_prompt_ids(model, torch.tensor([UNKNOWN if which == "off" else place]))
+
+
+def _prompt_ids_of(model: Any) -> TaskIds | None:
+    found: TaskIds | None = getattr(_prompts_in(model), "task_ids", None)
+    return found
+
+
+def _prompts_in(model: Any) -> Any:
+    return getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, PROMPTS, None)
