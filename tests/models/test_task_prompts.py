@@ -293,7 +293,7 @@ def test_a_model_can_be_had_without_for_a_while(model, prompts):
 
 
 def test_what_cannot_be_is_told(model, prompts, tmp_path):
-    with pytest.raises(MultituneError, match="vectors of 8 numbers.* in 16: it was trained on another base"):
+    with pytest.raises(MultituneError, match=r"vectors of 8 numbers.* in 16: it was trained on another base"):
         attach_prompts(model, {"rte": torch.zeros(3, 8)})
     attach_prompts(model, {"rte": torch.zeros(2, 16), "cb": torch.zeros(3, 16)})
     set_prompt_ids(model, torch.tensor([0, -1]))
