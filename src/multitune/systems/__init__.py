@@ -20,6 +20,7 @@ from multitune.systems import (
     multitab,
     pcp,
     peft_for_code,
+    promot,
     rmtgb,
 )
 from multitune.systems.system import System
@@ -33,14 +34,7 @@ _GALLERY = (
         "Learning to judge solutions, and re-ranking clusters of answers, raises accuracy in mathematics.",
         "decoding",
     ),
-    System(
-        2,
-        "ProMoT",
-        "Preserving In-Context Learning Ability in Large Language Model Fine-tuning",
-        "arXiv 2211.00635, ICLR 2024",
-        "A soft prompt that takes up the task's format first keeps in-context ability through fine-tuning.",
-        "adaptation",
-    ),
+    promot.SYSTEM,
     rmtgb.SYSTEM,
     System(
         4,
