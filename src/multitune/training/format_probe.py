@@ -33,9 +33,10 @@ def with_permuted_targets(rows: Sequence[Prompted], order: Sequence[int]) -> lis
     """
     if sorted(order) != list(range(len(rows))):
         raise ValueError(f"no order of {len(rows)} rows: {list(order)}")
+    answers = [rows[place] for place in order]
     return [
-        replace(row, target=rows[place].target, label=rows[place].label, value=rows[place].value)
-        for row, place in zip(rows, order, strict=True)
+        replace(row, target=one.target, choices=one.choices, label=one.label, value=one.value)
+        for row, one in zip(rows, answers, strict=True)
     ]
 
 
