@@ -102,6 +102,11 @@ def test_every_verb_that_answers_knows_json(verb, capsys):
     assert "--json" in capsys.readouterr().out
 
 
+def test_scoring_knows_which_prompts_there_are(capsys):
+    assert ended("score", "tiny", "--tasks", "tasks.yaml", "--soft-prompt", "on") != 0
+    assert "Use one of: own, off, always." in capsys.readouterr().err
+
+
 def test_every_verb_has_a_line_of_help():
     assert all(command.callback.__doc__ for command in app.registered_commands)
 

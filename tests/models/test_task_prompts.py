@@ -213,6 +213,24 @@ def test_an_encoder_decoder_reads_it_in_its_encoder(prompts):
         )
 
 
+def test_losses_of_an_encoder_decoder_are_each_tasks_own(prompts):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": WIDTH, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)).eval()
+    attach_prompts(model, prompts)
+    ids, labels = tokens(2), tokens(2, 3, seed=5)
+    module = LossModule(Backbone(model, None, "seq2seq", ModelConfig(name="small")), ["boolq", "rte"])
+
+    def losses(rows, tasks):
+        ids_T = torch.tensor(tasks)[:, None].expand(-1, 3)
+        given = {"input_ids": ids[rows], "attention_mask": torch.ones_like(ids[rows]), "labels": labels[rows]}
+        return module({**given, "task_ids": ids_T, "example_ids": ids_T})
+
+    alone = torch.cat([losses([0], [0]), losses([1], [1])])
+    assert losses([0, 1], [0, 1]).allclose(alone, atol=1e-6)
+    assert not losses([0, 1], [1, 0]).allclose(alone, atol=1e-4)
+
+
 def test_a_model_behind_lora_reads_it_too(model, prompts):
     from peft import LoraConfig
 

@@ -20,6 +20,8 @@ from multitune.models.tuners.task_ids import read_prompt_of
 from multitune.recipes.executor import run
 from multitune.recipes.loading import load_recipe
 from multitune.recipes.plan import plan
+from multitune.recipes.scoring import score_model
+from multitune.scoring.score import ScoreConfig
 from multitune.scoring.scoreboard import Scoreboard
 
 WIDTH = 16
@@ -232,6 +234,11 @@ def test_scoring_can_leave_the_prompt_out(recipe, write, tmp_path):
     assert answers(out, "everywhere", "sign") == answers(out, "tuned", "sign")
     assert answers(out, "without", "echo2") == answers(out, "tuned", "echo2")
     assert answers(out, "everywhere", "echo2") != answers(out, "without", "echo2")
+
+    for which, step in (("own", "tuned"), ("off", "without"), ("always", "everywhere")):
+        asked, kept = ScoreConfig(soft_prompt=which), tmp_path / which
+        score_model(str(model_of(out)), out / "recipe.yaml", out=kept, seed=0, config=asked)
+        assert (kept / "predictions" / "echo2.jsonl").read_text().splitlines() == answers(out, step, "echo2")
 
 
 def test_the_target_chooses_the_weights_of_the_second_stage(recipe, write, tmp_path):

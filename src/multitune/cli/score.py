@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,12 @@ def score(
             "--normalisation", help="How choices are compared: none, token, character, byte, unconditional; or all."
         ),
     ] = "none",
+    soft_prompt: Annotated[
+        str,
+        typer.Option(
+            "--soft-prompt", help="Of a model trained behind prompts: own (of each task), off, or always the only one."
+        ),
+    ] = "own",
     json: Json = False,
 ) -> None:
     """Score a model on every task of a file that has test or validation rows."""
@@ -50,6 +56,7 @@ def score(
             draw="fixed" if fixed else "per_item", seed=draw_seed, instruction=instruction.replace("\\n", "\n")
         ),
         **_comparison(normalisation),
+        soft_prompt=_which_prompt(soft_prompt),
     )
     scores = score_model(model, tasks, out=out, seed=seed, config=config, curve=curve if len(curve) > 1 else ())
     answer: dict[str, Any] = {
@@ -110,6 +117,16 @@ def _comparison(normalisation: str) -> dict[str, Any]:
             f"Use one of: {', '.join(known)}.",
         )
     return {"choice_normalisation": normalisation}
+
+
+def _which_prompt(asked: str) -> Literal["own", "off", "always"]:
+    from multitune.errors import MultituneError
+
+    if asked != "own" and asked != "off" and asked != "always":
+        raise MultituneError(
+            f"'{asked}' does not say which tasks read a prompt.", "--soft-prompt", "Use one of: own, off, always."
+        )
+    return asked
 
 
 def _print(scores: list[dict[str, Any]]) -> None:

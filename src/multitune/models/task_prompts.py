@@ -241,6 +241,8 @@ def save_prompts(prompts: Mapping[str, Tensor], folder: Path, *, base: str, task
         config.num_transformer_submodules, config.token_dim = 1, vectors.shape[1]
         config.save_pretrained(str(place))
         save_file({VECTORS: vectors.detach().float().cpu().contiguous()}, place / ADAPTER_FILE)
+        # safetensors lets nobody else read its files
+        (place / ADAPTER_FILE).chmod((place / "adapter_config.json").stat().st_mode)
 
 
 def saved_prompts(folder: Path) -> dict[str, Tensor]:

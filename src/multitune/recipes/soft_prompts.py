@@ -122,6 +122,16 @@ def check_soft_prompt(
         yield from _check_origin(asked.step, step, recipe, where, trained)
 
 
+def _model_below(step: TrainStep, recipe: Recipe) -> str:
+    """Return the model that a prompt stands before: below the steps that went on with its adapter."""
+    for _ in recipe.steps:  # steps that wait for one another are told elsewhere
+        before = recipe.steps.get(step.model.partition(".")[0])
+        if step.adapt.method != CONTINUE or not isinstance(before, TrainStep):
+            break
+        step = before
+    return step.model
+
+
 def _check_origin(
     origin: str, step: TrainStep, recipe: Recipe, where: str, trained: Sequence[str]
 ) -> Iterator[MultituneError]:
@@ -150,9 +160,10 @@ def _check_origin(
         yield MultituneError(
             f"The prompt of '{stem}' was trained behind another prompt.", where, f"Take soft_prompt out of '{stem}'."
         )
-    if made.model != step.model:
+    base = _model_below(made, recipe)
+    if base != step.model:
         yield MultituneError(
-            f"The prompt of '{stem}' was trained on '{made.model}', and this step trains '{step.model}'.",
+            f"The prompt of '{stem}' was trained on '{base}', and this step trains '{step.model}'.",
             where,
             f"Let both start from one model, for example model: {step.model} in '{stem}'.",
         )
