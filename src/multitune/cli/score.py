@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def score(
             draw="fixed" if fixed else "per_item", seed=draw_seed, instruction=instruction.replace("\\n", "\n")
         ),
         **_comparison(normalisation),
-        soft_prompt=_which_prompt(soft_prompt),
+        **_prompts(soft_prompt),
     )
     scores = score_model(model, tasks, out=out, seed=seed, config=config, curve=curve if len(curve) > 1 else ())
     answer: dict[str, Any] = {
@@ -119,14 +119,15 @@ def _comparison(normalisation: str) -> dict[str, Any]:
     return {"choice_normalisation": normalisation}
 
 
-def _which_prompt(asked: str) -> Literal["own", "off", "always"]:
+def _prompts(asked: str) -> dict[str, Any]:
+    """Return the key of the config that says which tasks read a prompt."""
     from multitune.errors import MultituneError
 
-    if asked != "own" and asked != "off" and asked != "always":
+    if asked not in ("own", "off", "always"):
         raise MultituneError(
             f"'{asked}' does not say which tasks read a prompt.", "--soft-prompt", "Use one of: own, off, always."
         )
-    return asked
+    return {"soft_prompt": asked}
 
 
 def _print(scores: list[dict[str, Any]]) -> None:

@@ -21,7 +21,8 @@ Batch = TypeVar("Batch")
 
 def permutation(rows: int, seed: int) -> list[int]:
     """Return a random order of so many rows, the same for the same seed."""
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    order: list[int] = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
 
 
 def with_permuted_targets(rows: Sequence[Prompted], order: Sequence[int]) -> list[Prompted]:
