@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 from transformers import T5Config, T5ForConditionalGeneration
 
+from multitune.decoding.generate import generate
 from multitune.errors import MultituneError
 from multitune.models.config import ModelConfig
 from multitune.models.hidden import head_logits, hidden_states
@@ -184,6 +185,25 @@ def test_generation_with_a_cache_and_beams_reads_the_prompt(model, prompts):
     assert together.equal(without_cache)
     beams = model.generate(input_ids=ids, attention_mask=mask, num_beams=3, **settings)
     assert beams[1, 3:].equal(model.generate(input_ids=ids[1:, 3:], num_beams=3, **settings)[0])
+
+
+class Numbers:
+    """A tokenizer of which generation needs the pad token and the texts."""
+
+    pad_token_id, bos_token_id, eos_token_id = 0, None, 1
+
+    def batch_decode(self, rows, **settings):
+        return [" ".join(map(str, row.tolist())) for row in rows]
+
+
+def test_what_prompts_begin_with_is_not_read_without_the_soft_prompt(model, prompts):
+    """Texts of 20 common tokens, which a plain model reads once for all, and each alone."""
+    attach_prompts(model, {"rte": 10 * prompts["rte"]})
+    backbone = Backbone(model, Numbers(), "causal", ModelConfig(name="small"))
+    common, tails = tokens(1, 20)[0].tolist(), tokens(3, 4, seed=7).tolist()
+    read_prompt_of(model, "rte")
+    together = generate(backbone, [common + tail for tail in tails], max_new_tokens=6)
+    assert together == [generate(backbone, [common + tail], max_new_tokens=6)[0] for tail in tails]
 
 
 def test_an_encoder_decoder_reads_it_in_its_encoder(prompts):

@@ -20,7 +20,7 @@ from transformers import EncoderDecoderCache
 from multitune.decoding.logit_fusion import LogitFusion
 from multitune.decoding.prompt_batches import pad
 from multitune.errors import MultituneError
-from multitune.models.packed import is_prompt_learning, without_adapters
+from multitune.models.packed import has_prompts_in_hooks, is_prompt_learning, without_adapters
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
@@ -40,8 +40,11 @@ def shares_prefixes(backbone: Backbone) -> bool:
     """Whether what many prompts begin with can be computed once for all of them.
 
     Not where the encoder reads both ways, where attention slides over a window (padding inside a text would move it),
-    or where a fusion keeps a trace of whole texts.
+    or where a fusion keeps a trace of whole texts; nor where a prompt is read in a hook, of whose vectors in the cache
+    ``generate`` does not know.
     """
+    if has_prompts_in_hooks(backbone.model):
+        return False
     model = without_adapters(backbone.model)
     slides = getattr(model.config, "sliding_window", None) is not None
     whole = isinstance(backbone.model, LogitFusion) or backbone.form != "causal"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multitune.errors import MultituneError
-from multitune.models.tuners.task_ids import PROMPTS
+from multitune.models.tuners.task_ids import PROMPTS, SOFT_PROMPT
 from multitune.tasks.task import Form
 
 logger = logging.getLogger("multitune.models")
@@ -91,6 +91,12 @@ def is_prompt_learning(model: nn.Module) -> bool:
     """Tell whether a PeftModel puts virtual tokens before the input (prompt, prefix and p-tuning)."""
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning)
+
+
+def has_prompts_in_hooks(model: nn.Module) -> bool:
+    """Tell whether a hook of ours may put a prompt before the input: that of dept, ept or mpt, or prompts of tasks."""
+    plain = without_adapters(model)
+    return hasattr(plain, SOFT_PROMPT) or hasattr(plain, PROMPTS)
 
 
 @torch.compiler.disable

@@ -21,12 +21,11 @@ from torch.nn import functional as F
 from multitune.models.prompted_inputs import insert, mask_with_prompt, padding_in_front, with_prompt, without_prompt
 from multitune.models.tuners.soft_prompt import Folded, SoftPrompt
 from multitune.models.tuners.soft_prompt_config import DeptConfig, EptConfig, MptConfig, SoftPromptConfig
-from multitune.models.tuners.task_ids import TaskIds
+from multitune.models.tuners.task_ids import SOFT_PROMPT, TaskIds
 
 __all__ = ["DeptConfig", "DeptModel", "EptConfig", "EptModel", "MptConfig", "MptModel"]
 
-HOST = "soft_prompt"
-"""Name of the prompt in the base model."""
+HOST = SOFT_PROMPT
 
 
 class PromptHost(Protocol):

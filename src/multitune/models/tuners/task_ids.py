@@ -22,6 +22,9 @@ UNKNOWN = -1
 
 WhichPrompt = Literal["own", "off", "always"]
 
+SOFT_PROMPT = "soft_prompt"
+"""Name of the prompt of a soft-prompt adapter of ours in a transformers model."""
+
 PROMPTS = "task_prompts"
 """Name of the prompts of tasks (`multitune.models.task_prompts`) in a transformers model."""
 
