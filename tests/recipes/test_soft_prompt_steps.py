@@ -55,7 +55,11 @@ def logits_of(model, task: str):
 
 
 def answers(folder: Path, step: str, task: str) -> list[str]:
-    return (folder / "steps" / step / "predictions" / f"{task}.jsonl").read_text().splitlines()
+    return predicted(folder / "steps" / step / "predictions" / f"{task}.jsonl")
+
+
+def predicted(file: Path) -> list[str]:
+    return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
 
 
 READER = """
@@ -238,7 +242,7 @@ def test_scoring_can_leave_the_prompt_out(recipe, write, tmp_path):
     for which, step in (("own", "tuned"), ("off", "without"), ("always", "everywhere")):
         asked, kept = ScoreConfig(soft_prompt=which), tmp_path / which
         score_model(str(model_of(out)), out / "recipe.yaml", out=kept, seed=0, config=asked)
-        assert (kept / "predictions" / "echo2.jsonl").read_text().splitlines() == answers(out, step, "echo2")
+        assert predicted(kept / "predictions" / "echo2.jsonl") == answers(out, step, "echo2")
 
 
 def test_the_target_chooses_the_weights_of_the_second_stage(recipe, write, tmp_path):

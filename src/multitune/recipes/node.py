@@ -200,9 +200,9 @@ def _train(node: TrainNode, opened: Opened, place: Path, models: Mapping[str, Pa
     tasks = opened.tasks(node.tasks)
     backbone, earlier = _to_train(node, opened.recipe, models[node.model], tasks)
     parameters = parameters_of(backbone.model)
+    refuse_rows_longer_than(usable_positions(backbone.model), node)
     tables = [_tokens(task, "train", backbone, node, opened.recipe.folder) for task in tasks]
     backbone = _adapted(node, backbone, place, models, seed)
-    refuse_rows_longer_than(usable_positions(backbone.model), node)
     if backbone.half is not None and is_main():
         write_manifest(backbone.half, place)
     given = {name: weight for name, weight in step.training.task_weights.items() if name in node.tasks}
