@@ -152,7 +152,20 @@ SYSTEM = System(
             "AdamW in place of Adafactor, a prompt of 10 vectors, 450 and 160 steps of 32 rows; checkpoints every 40 "
             "steps.",
             "The prompt of stage 1 is the last one, not the best of several checkpoints.",
+            "An answer is YES or NO and an end, as every answer of the old tasks has one; the card leaves the end "
+            "open, and reports a run in which the target is learned in 80 steps.",
             "No run at full scale.",
+        ),
+        found=(
+            "The target is learned late here: several arms, standard FT and ProMoT among them, do not reach 0.98 in "
+            "160 steps with every seed, and what is asked at that checkpoint is then undefined. That alone makes claims 1 "
+            "and 4 inconclusive; where both arms get there, both hold.",
+            "The prompt does what it is said to do: before the frozen model it brings out YES or NO almost always, and "
+            "the right one about half the time.",
+            "ProMoT forgets little as long as the target is not learned, and gives up a part when it is; with the seed "
+            "on which it does so first it ends below joint, which by then has not learned the target.",
+            "The cosine falls in all arms as content is learned, below zero in several: it says when, not whether "
+            "format was learned by the model or by the prompt.",
         ),
         used="""
 steps:
