@@ -158,8 +158,8 @@ SYSTEM = System(
         ),
         found=(
             "The target is learned late here: several arms, standard FT and ProMoT among them, do not reach 0.98 in "
-            "160 steps with every seed, and what is asked at that checkpoint is then undefined. That alone makes claims "
-            "1 and 4 inconclusive; where both arms get there, both hold.",
+            "160 steps with every seed, and what is asked at that checkpoint is then undefined. That alone makes "
+            "claims 1 and 4 inconclusive; where both arms get there, both hold.",
             "The prompt does what it is said to do: before the frozen model it brings out YES or NO almost always, and "
             "the right one about half the time.",
             "ProMoT forgets little as long as the target is not learned, and gives up a part when it is; with the seed "
