@@ -7,6 +7,7 @@ import yaml
 
 from multitune.errors import MultituneError
 from multitune.recipes.loading import load_recipe
+from multitune.recipes.schema import Recipe
 from multitune.recipes.transfer import steps_of_groups, transfer_plan
 
 
@@ -18,6 +19,13 @@ def test_every_task_is_trained_alone_for_the_same_length_and_scored_on_all(recip
     pair = plan.recipe.steps[plan.together["sign", "echo"]]
     assert pair.tasks == ("sign", "echo") and pair.training.steps == 6 and pair.mixture.policy == "equal"
     assert plan.length == "3 optimiser steps of 4 rows"
+
+
+def test_the_generated_recipe_survives_the_way_to_another_process(recipe, write):
+    recipe["score"] = False
+    generated = transfer_plan(write(recipe), together=True).recipe
+    sent = generated.model_dump(mode="json", exclude_unset=True, exclude={"folder"})
+    assert Recipe.model_validate({**sent, "folder": generated.folder}) == generated
 
 
 def test_epochs_become_the_examples_of_the_smallest_task(recipe, write):

@@ -229,7 +229,9 @@ def _only(step: TrainStep, training: TrainingConfig, tasks: tuple[str, ...]) -> 
         changes["focal"] = training.focal.model_copy(update={"alpha": alpha})
     if len(tasks) == 1 or (getattr(training.balancer, "earlier", None) or set()) - set(tasks):
         changes["balancer"] = None  # it needs tasks that are not here
-    return step.model_copy(update={"tasks": tasks, "mixture": Equal(), "training": training.model_copy(update=changes)})
+    return step.model_copy(
+        update={"tasks": tasks, "mixture": Equal(policy="equal"), "training": training.model_copy(update=changes)}
+    )
 
 
 def _step_names(wanted: Mapping[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
