@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from multitune.systems import format_world
 from multitune.systems.format_world import (
     NO,
     TARGET,
@@ -85,13 +86,16 @@ def test_the_cosine_is_one_before_content_is_learned(base):
     assert format_cosine(_fresh(base), 0) > 0.9
 
 
-def test_the_arms_tell_what_the_claims_ask(tmp_path):
-    sizes = {"base_steps": 2, "prompt_steps": 2, "checkpoints": [1, 160], "rows": 1}
+def test_the_arms_tell_what_the_claims_ask(tmp_path, monkeypatch):
+    monkeypatch.setattr(format_world, "TEST_ROWS", 40)
+    monkeypatch.setattr(format_world, "PROBE_ROWS", 16)
+    sizes = {"base_steps": 2, "prompt_steps": 2, "checkpoints": [1, 2], "rows": 1}
     arms = {arm.name: run_small({**arm.settings, **sizes}, 0, tmp_path) for arm in ARMS}
     keys = set(arms["standard FT"])
     assert set(arms["ProMoT"]) == keys | {"prompt/format", "prompt/own"}
     assert len({metrics["old/step 0"] for metrics in arms.values()}) == 1
-    assert all(isinstance(claim.effect(arms), float) for claim in CLAIMS)
+    asked = {name: metrics | {"old/step 160": metrics["old/step 2"]} for name, metrics in arms.items()}
+    assert all(isinstance(claim.effect(asked), float) for claim in CLAIMS)
     reached = {name for name in keys if name.startswith("first/")}
     assert reached == {"first/step", "first/own", "first/old", "first/format"}
 
