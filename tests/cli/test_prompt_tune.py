@@ -80,6 +80,10 @@ TEMPLATE = {"words": {"0": "terrible", "1": "great"}}
         ({"prompt": {"template": "{txt} It was <mask> .", **TEMPLATE}}, "Did you mean 'text'"),
         ({"prompt": {"template": "{text} <mask>", "words": {"0": "terrible", "1": "unheard"}}}, "'unheard' is"),
         ({"prompt": {"template": "{text} <mask>", "words": {"0": "bad", "2": "great"}}}, "No word stands for the"),
+        (
+            {"prompt": {"template": "{text} <mask>", "words": {"0": "bad", "1": "great", "2": "okay"}}},
+            "No training row has the label '2'",
+        ),
         ({"prompt": "sst2"}, "Did you mean 'sst-2'"),
         ({"prompt": {"template": "{text} <mask>"}}, "either a name, or a template and words"),
         ({"data": {"train": "train.jsonl", "label": "lable"}}, "Did you mean 'label'"),

@@ -190,7 +190,20 @@ def _data(told: PromptFile, prompt: Prompt, folder: Path) -> Data:
         unlabelled = unlabelled if config.unlabelled is not None else rest
     elif config.unlabelled is None:
         unlabelled, gold = [dict(row) for row in train[0]], train[1]
+    _refuse_empty_classes(train, prompt)
     return Data(train, validation, unlabelled, gold, test)
+
+
+def _refuse_empty_classes(train: Labelled, prompt: Prompt) -> None:
+    if prompt.verbalizer.bounds is not None:
+        return
+    for place, label in enumerate(prompt.verbalizer.labels):
+        if place not in train[1]:
+            raise MultituneError(
+                f"No training row has the label '{label}'.",
+                "data.train",
+                "Give rows of it, or take its word out of the prompt.",
+            )
 
 
 def _few(train: Labelled, shots: int, prompt: Prompt, seed: int) -> tuple[Labelled, Labelled, list[Any]]:
