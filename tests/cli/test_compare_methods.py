@@ -28,7 +28,7 @@ def ended(*words) -> int:
     return end.value.code
 
 
-def test_methods_are_compared_at_one_budget(recipe, tmp_path, capsys):
+def test_methods_are_compared_at_one_budget(recipe, tmp_path, capsys, monkeypatch):
     words = [
         "compare-methods",
         recipe,
@@ -55,9 +55,12 @@ def test_methods_are_compared_at_one_budget(recipe, tmp_path, capsys):
     assert [row["mean"] for row in told["methods"]] == sorted((row["mean"] for row in rows.values()), reverse=True)
     assert (tmp_path / "out" / "report.html").exists()
     ElementTree.fromstring((tmp_path / "out" / "methods.svg").read_text())
-    assert ended(*words) == 0  # nothing is done twice, and people see a table
-    shown = capsys.readouterr().out
-    assert "nothing to do" in shown and "23,680" in shown
+    for columns in (80, 160):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert ended(*words) == 0  # nothing is done twice, and people see a table
+        shown = capsys.readouterr().out
+        assert "nothing to do" in shown and "23,680" in shown
+        assert ("tokens/s" in shown) is (columns == 160)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "What the models cost" in page and "23,680" in page
     assert ended(*words, "--against", "peak_bytes") == 0

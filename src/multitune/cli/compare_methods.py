@@ -61,34 +61,44 @@ def compare_methods(
         return
     console = stdout_console()
     console.print()
-    console.print(_table(rows), highlight=False)
+    console.print(_table(rows, console.width), highlight=False)
     typer.echo(f"\nquality against cost: {drawing}")
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
+WIDE = 120
+"""Columns from which the whole cost record is shown; on a narrower terminal it would crush the numbers."""
+
+
+def _table(rows: list[dict[str, Any]], width: int) -> Any:
     from rich.table import Table
 
-    from multitune.recipes.cost import milliseconds, size
-
+    told = [_told(row) for row in rows]
+    narrow = ("trains", "on disk", "a step")
+    shown = [heading for heading in (told[0] if told else {}) if width >= WIDE or heading in narrow]
+    tasks = list(rows[0]["tasks"]) if rows else []
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("variant", overflow="fold")
-    for heading in ("trains", "share", "on disk", "memory", "a step", "tokens/s", "merged", "training", "mean"):
+    for heading in (*shown, "mean", *tasks):
         table.add_column(heading, justify="right")
-    tasks = list(rows[0]["tasks"]) if rows else []
-    for task in tasks:
-        table.add_column(task, justify="right")
-    for row in rows:
-        speeds = row["tokens_per_second"] or {}
-        table.add_row(
-            row["variant"],
-            f"{row['trainable']:,}",
-            f"{row['share']:.2%}" if row["share"] is not None else "",
-            size(row["bytes"]),
-            size(row["peak_bytes"]),
-            milliseconds(row["step_seconds"]),
-            *(f"{speeds[kind]:,.0f}" if speeds.get(kind) else "" for kind in ("unmerged", "merged")),
-            f"{row['seconds']:.0f} s",
-            f"{row['mean']:.3f}",
-            *(f"{row['tasks'][task]:.3f}" for task in tasks),
-        )
+    for row, cost in zip(rows, told, strict=True):
+        scores = (row["mean"], *(row["tasks"][task] for task in tasks))
+        table.add_row(row["variant"], *(cost[heading] for heading in shown), *(f"{score:.3f}" for score in scores))
     return table
+
+
+def _told(row: dict[str, Any]) -> dict[str, str]:
+    """Return a variant's costs as people read them, by heading."""
+    from multitune.recipes.cost import milliseconds, size
+
+    speeds = row["tokens_per_second"] or {}
+    unmerged, merged = (f"{speeds[kind]:,.0f}" if speeds.get(kind) else "" for kind in ("unmerged", "merged"))
+    return {
+        "trains": f"{row['trainable']:,}",
+        "share": f"{row['share']:.2%}" if row["share"] is not None else "",
+        "on disk": size(row["bytes"]),
+        "memory": size(row["peak_bytes"]),
+        "a step": milliseconds(row["step_seconds"]),
+        "tokens/s": unmerged,
+        "merged": merged,
+        "training": f"{row['seconds']:.0f} s",
+    }
