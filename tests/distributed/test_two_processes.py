@@ -182,7 +182,7 @@ def test_one_process_goes_on_where_two_were_stopped(stopped):
     for line, other in zip(two, alone, strict=True):
         for name, task in line["tasks"].items():
             assert all(task[count] == other["tasks"][name][count] for count in ("tokens", "examples"))
-        assert line["loss"] == pytest.approx(other["loss"], rel=0.02)  # the second's dropout is drawn by the first
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.05)  # the second's dropout is drawn by the first
 
 
 def test_a_loss_that_is_not_finite_ends_both_with_one_sentence(folder):
@@ -232,7 +232,7 @@ def test_deepspeed_goes_on_after_a_kill_with_its_own_number_of_processes_and_ano
     assert "goes on from step" in finish(start(both, "long", "zero-alone", 2, launcher=launcher))
     two, alone = (log_of(both, out, "long") for out in ("zero", "zero-alone"))
     for line, other in zip(two, alone, strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=0.02)  # the second's dropout is drawn by the first
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.05)  # the second's dropout is drawn by the first
 
 
 def test_what_deepspeed_deals_out_is_refused_where_it_is_needed_whole(folder):
