@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 
 from multitune.cli import main
 from multitune.errors import MultituneError
-from multitune.models.loading import save_backbone
+from multitune.models.loading import load_saved, save_backbone
 from multitune.recipes import code_evaluation
 from multitune.recipes.code_evaluation import Study, evaluate
 from multitune.scoring.code.evaluation import Decoding, mode_of
@@ -101,6 +104,30 @@ def test_an_interrupted_cell_goes_on_and_ends_the_same(model, tasks, tmp_path, m
             return [json.loads(line)["answers"] for line in file]
 
     assert texts(again[0]) == texts(whole[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*_checkpointing.*:FutureWarning")  # peft 0.21 asks for it
+def test_adapters_are_added_into_the_weights_before_they_write(model, tasks, tmp_path, monkeypatch):
+    backbone = load_saved(Path(model))
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    backbone.model = get_peft_model(backbone.model, lora)
+    save_backbone(backbone, tmp_path / "lora", merged=False)
+    loaded, writes = [], code_evaluation.written
+    monkeypatch.setattr(
+        code_evaluation, "written", lambda backbone, *rest: loaded.append(backbone.model) or writes(backbone, *rest)
+    )
+    cells = [
+        evaluate([str(tmp_path / "lora")], Study(tasks, rows=4, merged=merged), tmp_path / "out")[0]
+        for merged in (True, False)
+    ]
+    assert [hasattr(model, "peft_config") for model in loaded] == [False, True]
+    assert cells[0]["answers"] != cells[1]["answers"]
+    assert cells[0]["metrics"] == cells[1]["metrics"]
+    for cell in cells:
+        assert cell["tokens_per_second"] > 0
+        assert 0 < cell["tokens"] <= 4 * 6
+        assert cell["peak_bytes"] > 2**20
 
 
 def test_other_settings_are_other_cells(model, tasks, tmp_path):

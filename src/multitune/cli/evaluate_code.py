@@ -41,6 +41,9 @@ def evaluate_code(
         bool, typer.Option("--weak-walls", help="Run them even where the kernel cannot shut them in.")
     ] = False,
     cpu_seconds: Annotated[int, typer.Option("--cpu-seconds", min=1, help="That a program may compute.")] = 5,
+    merge: Annotated[
+        bool, typer.Option("--merge/--no-merge", help="Add adapters into the weights first, where that is possible.")
+    ] = True,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Programs at a time.")] = None,
     json: Json = False,
 ) -> None:
@@ -62,6 +65,7 @@ def evaluate_code(
         Limits(cpu_seconds=cpu_seconds, seconds=4.0 * cpu_seconds, weak=weak_walls) if execute else None,
         workers,
         encoder,
+        merge,
     )
     with scoring_progress() as report:
         cells = evaluate(models, study, out, report)
@@ -101,7 +105,7 @@ def _table(cells: list[dict[str, Any]]) -> Any:
     for heading in ("model", "task", "mode"):
         table.add_column(heading, overflow="fold")
     metrics = list(dict.fromkeys(name for cell in cells for name in cell["metrics"]))
-    for heading in ("seed", "n", *metrics, "seconds"):
+    for heading in ("seed", "n", *metrics, "seconds", "tokens/s", "peak MiB"):
         table.add_column(heading, justify="right")
     for cell in cells:
         values = [cell["metrics"].get(name) for name in metrics]
@@ -113,5 +117,7 @@ def _table(cells: list[dict[str, Any]]) -> Any:
             f"{cell['n']:,}",
             *("" if value is None else f"{value['value']:.4f}" for value in values),
             f"{cell['seconds']:.1f}",
+            "" if cell["tokens_per_second"] is None else f"{cell['tokens_per_second']:.0f}",
+            "" if cell["peak_bytes"] is None else f"{cell['peak_bytes'] / 2**20:.0f}",
         )
     return table

@@ -24,20 +24,20 @@ from multitune.scoring.code.evaluation import (
     demonstrations,
     endings,
     measured,
-    run_answers,
     written,
 )
 from multitune.scoring.code.sandbox import Limits, Outcome
+from multitune.scoring.code.trials import run_answers
 from multitune.scoring.score import ScoreConfig, scored_rows, scored_split
 from multitune.tasks.sources import source_fingerprint
 from multitune.tasks.task import Task
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
-    from multitune.scoring.code.demonstrations import Embed
+    from multitune.scoring.code.nearest import Embed
     from multitune.tasks.task import Prompted
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings would give other answers."""
 
 ROWS_AT_ONCE = 128
@@ -61,6 +61,7 @@ class Study:
         execute: how far programs may go; None runs none.
         workers: programs at a time; None: as many as cores.
         encoder: of sentences, for the nearest examples; None: TF-IDF.
+        merged: whether adapters that can are added into the weights before answers are written.
         seed: of the intervals.
     """
 
@@ -72,6 +73,7 @@ class Study:
     execute: Limits | None = None
     workers: int | None = None
     encoder: str | None = None
+    merged: bool = True
     seed: int = 0
 
 
@@ -86,7 +88,8 @@ def evaluate(models: Sequence[str], study: Study, out: Path, progress: Progress 
 
     Returns:
         One mapping per cell: model, task, split, mode, shots, seed, n, metrics (name -> value, low, high), endings of
-        the programs, left_out (demonstrations that did not fit), seconds.
+        the programs, left_out (demonstrations that did not fit), and what writing took: seconds, tokens,
+        tokens_per_second, peak_bytes (see ``training.cost.peak_memory``; None where the system does not tell).
 
     Raises:
         MultituneError: the file, a task, a model or the folder is not as it should be.
@@ -114,16 +117,16 @@ def _evaluated(
             for mode in study.modes:
                 path = out / "cells" / f"{_cell(identity, task, mode, study, asked, folder)}.jsonl"
                 if not path.exists():
-                    backbone = backbone or backbone_of(model, list(tasks), study.seed)
+                    backbone = backbone or _loaded(model, tasks, study)
                     logger.info("%s, %s, %s", model, task.name, mode.name)
                     _answer(backbone, task, asked, mode, study, folder, path, progress)
-                answers, seconds = _read(path)
+                answers, cost = _read(path)
                 found.append(
                     {
                         "model": model, "task": task.name, "split": split, "mode": mode.name, "shots": mode.shots,
                         "seed": mode.seed, "n": len(answers), "metrics": measured(answers, study.decoding, study.seed),
                         "endings": dict(endings(answers)), "left_out": sum(one.left_out for one in answers),
-                        "seconds": seconds, "answers": str(path),
+                        **cost, "answers": str(path),
                     }
                 )  # fmt: skip
                 write_whole(out / "scores.json", json.dumps(found, indent=2) + "\n")
@@ -155,11 +158,11 @@ def _tasks(study: Study) -> tuple[list[Task], Path]:
             "No task of kind generate with test or validation rows is left.", str(study.tasks), "Name others."
         )
     for task in asked:
-        if study.execute is not None and task.program is None:
+        if study.execute is not None and task.program is None and task.cases is None:
             raise MultituneError(
                 f"Task '{task.name}' does not say how an answer is tested.",
                 f"{study.tasks}, tasks.{task.name}.program",
-                "Give it a template of the program to run, with {{ completion }}, or leave --execute out.",
+                "Give it a template of the program to run, with {{ completion }}, or cases, or leave --execute out.",
             )
         if task.train is None and any(mode.shots for mode in study.modes):
             raise MultituneError(
@@ -168,6 +171,20 @@ def _tasks(study: Study) -> tuple[list[Task], Path]:
                 "Give it train, or ask zero-shot alone.",
             )
     return asked, folder
+
+
+def _loaded(model: str, tasks: Sequence[Task], study: Study) -> Backbone:
+    """Return a model whose adapter, if it can, is part of its weights: decoding is most of the work."""
+    from multitune.models.loading import merged_model
+
+    backbone = backbone_of(model, list(tasks), study.seed)
+    if not study.merged or not hasattr(backbone.model, "peft_config"):
+        return backbone
+    try:
+        return replace(backbone, model=merged_model(backbone).eval())
+    except MultituneError as error:
+        logger.info("%s: %s It is read beside them.", model, error.what)
+        return backbone
 
 
 def _identity(model: str) -> str:
@@ -189,6 +206,7 @@ def _cell(identity: str, task: Task, mode: Mode, study: Study, rows: Sequence[Pr
         "decoding": asdict(study.decoding),
         "execute": None if study.execute is None else asdict(study.execute),
         "encoder": study.encoder if mode.way == "rag" else None,
+        "merged": study.merged,
     }
     return f"{task.name}-{mode.name.replace(':', '')}-{digest(told)[:12]}"
 
@@ -204,23 +222,28 @@ def _answer(
     progress: Progress | None,
 ) -> None:
     """Answer all rows of a cell, block by block; a cell that was interrupted goes on behind its last whole block."""
+    from multitune.training.cost import peak_memory, reset_peak_memory
+
     shown = demonstrations(rows, _store(task, folder, mode), mode, _embed(study, mode))
     partial = path.with_name(path.name + ".partial")
     done = _whole_blocks(partial, len(rows))
     with partial.open("a", encoding="utf-8") as file:
         for start in range(done, len(rows), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
-            began = time.monotonic()
             decoding = replace(study.decoding, seed=study.decoding.seed + start)
             writing = _within(progress, f"{task.name}: writing", start, len(rows))
+            reset_peak_memory()
+            began = time.monotonic()
             answers = written(backbone, task, rows[block], shown[block], decoding, writing)
+            seconds = (time.monotonic() - began) / len(answers)
+            peak = peak_memory(next(backbone.model.parameters()).device)
             if study.execute is not None:
                 running = None if progress is None else lambda n, of: progress(f"{task.name}: running", n, of)
                 answers = run_answers(
                     task, rows[block], answers, study.execute, workers=study.workers, progress=running
                 )
-            seconds = (time.monotonic() - began) / len(answers)
-            lines = [json.dumps({**asdict(one), "seconds": round(seconds, 4)}, ensure_ascii=False) for one in answers]
+            cost = {"seconds": round(seconds, 4), "peak_bytes": peak}
+            lines = [json.dumps({**asdict(one), **cost}, ensure_ascii=False) for one in answers]
             file.write("\n".join(lines) + "\n")
             file.flush()
     partial.rename(path)
@@ -237,7 +260,7 @@ def _store(task: Task, folder: Path, mode: Mode) -> list[Prompted]:
 
 
 def _embed(study: Study, mode: Mode) -> Embed | None:
-    from multitune.scoring.code.demonstrations import sentence_encoder
+    from multitune.scoring.code.nearest import sentence_encoder
 
     return sentence_encoder(study.encoder) if study.encoder is not None and mode.way == "rag" and mode.shots else None
 
@@ -253,23 +276,31 @@ def _whole_blocks(partial: Path, rows: int) -> int:
     return kept
 
 
-def _read(path: Path) -> tuple[list[CodeAnswers], float]:
-    """Return the answers of a cell, and the seconds that they took.
+def _read(path: Path) -> tuple[list[CodeAnswers], dict[str, Any]]:
+    """Return the answers of a cell, and what writing them took.
 
     Raises:
         MultituneError: a line is none.
     """
-    answers, seconds = [], 0.0
+    answers, seconds, peaks = [], 0.0, []
     for number, line in enumerate(_lines(path), start=1):
         with suppress(ValueError, TypeError, KeyError):
             told = json.loads(line)
             seconds += told.pop("seconds")
+            peaks.append(told.pop("peak_bytes"))
             outcomes = told.pop("outcomes")
             ran = None if outcomes is None else tuple(Outcome(**one) for one in outcomes)
-            answers.append(CodeAnswers(**{**told, "answers": tuple(told["answers"]), "outcomes": ran}))
+            shares = None if told["cases"] is None else tuple(told["cases"])
+            answers.append(CodeAnswers(**{**told, "answers": tuple(told["answers"]), "outcomes": ran, "cases": shares}))
         if len(answers) < number:
             raise MultituneError("This line is no answer.", f"{path}:{number}", "Delete the file and evaluate again.")
-    return answers, round(seconds, 2)
+    tokens = sum(one.tokens for one in answers)
+    return answers, {
+        "seconds": round(seconds, 2),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
+    }
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -32,6 +32,7 @@ _ONLY_SCORED = {
     "max_new_tokens",
     "stop",
     "program",
+    "cases",
     "continuation",
 }
 _ONLY_TRAINED = {
@@ -42,6 +43,7 @@ _ONLY_TRAINED = {
     "tags",
     "held_out",
     "program",
+    "cases",
 }  # the scored rows are digested themselves
 _ONLY_LOGGED = {"logging_steps", "save_steps", "save_total_limit", "report_to"}
 

@@ -113,6 +113,10 @@ class Task(BaseModel):
     program: str | None = Field(
         None, description="generate: template of a program that tests an answer, {{ completion }}; run by evaluate-code"
     )
+    cases: str | None = Field(
+        None,
+        description="generate: the field with an answer's test cases, {inputs, outputs, fn_name}; run by evaluate-code",
+    )
 
     @model_validator(mode="after")
     def _fractions_of_train(self) -> Task:
@@ -137,8 +141,9 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _program_of_a_text(self) -> Task:
-        if self.program is not None and self.kind not in (None, "generate"):
-            raise ValueError(f"program tests what a model writes; a task of kind {self.kind} has nothing to run")
+        for key in ("program", "cases"):
+            if getattr(self, key) is not None and self.kind not in (None, "generate"):
+                raise ValueError(f"{key} tests what a model writes; a task of kind {self.kind} has nothing to run")
         return self
 
     @model_validator(mode="after")

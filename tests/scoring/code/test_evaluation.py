@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, 
 from multitune.errors import MultituneError
 from multitune.mixing.encoding import encode, encode_prompt
 from multitune.models.loading import merged_model
-from multitune.scoring.code.demonstrations import drawn, fitted, nearest, sentence_encoder, with_demonstrations
 from multitune.scoring.code.evaluation import (
+    BETWEEN,
     CodeAnswers,
     Decoding,
     Mode,
@@ -24,11 +25,13 @@ from multitune.scoring.code.evaluation import (
     measured,
     mode_of,
     per_example,
-    programs,
-    run_answers,
     written,
 )
-from multitune.scoring.code.sandbox import Limits, Outcome
+from multitune.scoring.code.nearest import nearest, sentence_encoder
+from multitune.scoring.code.sandbox import Limits, Outcome, Trial
+from multitune.scoring.code.trials import run_answers, trials
+from multitune.scoring.in_context.demonstrations import Demonstrations
+from multitune.scoring.in_context.packing import fitting, pack
 from multitune.tasks.prompting import prompted_examples
 from multitune.tasks.task import Example, Prompted, Source, Task
 from multitune.tasks.templates import compile_template
@@ -45,6 +48,9 @@ TASK = Task(
     max_new_tokens=8,
     program="{{ completion }}\n{{ test }}",
 )
+
+
+BEHIND = Demonstrations(separator=BETWEEN)
 
 
 def row(nl: str, code: str, number: int = 0, **fields: str) -> Prompted:
@@ -77,7 +83,6 @@ def test_the_instruction_changes_nothing_of_what_is_scored(tokenizer):
 
 def test_no_demonstrations_are_zero_shot(backbone_of):
     backbone = backbone_of("llama")
-    assert with_demonstrations(QUERY, []) == QUERY
     shown = {name: demonstrations([QUERY], STORE, mode_of(name)) for name in ("zero-shot", "icl:0", "rag:0")}
     assert all(few == [[]] for few in shown.values())
     answers = [written(backbone, TASK, [QUERY], few, Decoding()) for few in shown.values()]
@@ -85,7 +90,7 @@ def test_no_demonstrations_are_zero_shot(backbone_of):
 
 
 def test_a_demonstration_is_what_is_trained_on(tokenizer):
-    both = with_demonstrations(QUERY, STORE[:2])
+    both = pack(QUERY, STORE[:2], BEHIND, as_chat=False)
     assert both.prompt == "".join(one.prompt + one.target + "\n" for one in STORE[:2]) + QUERY.prompt
     assert both.target == QUERY.target
 
@@ -94,8 +99,8 @@ def test_random_demonstrations_are_the_seeds_and_the_same_for_all():
     store = [row(f"do {n}", f"f({n})", n) for n in range(50)]
     queries = [row("do it", "g()", 100), row("do that", "h()", 101)]
     first, second = demonstrations(queries, store, Mode("icl", 3, 42))
-    assert first == second == drawn(store, 3, 42)
-    assert drawn(store, 2, 42) == first[:2]
+    assert first == second
+    assert demonstrations(queries, store, Mode("icl", 2, 42))[0] == first[:2]
     assert demonstrations(queries, store, Mode("icl", 3, 777))[0] != first
 
 
@@ -121,19 +126,18 @@ def test_so_what_is_scored_is_never_in_the_store():
 def test_too_long_a_prompt_loses_whole_demonstrations_the_least_near_first(backbone_of):
     backbone = backbone_of("llama")  # 128 positions, a token per byte
     task = TASK.model_copy(update={"max_new_tokens": 2})
-    asked, left_out = fitted(QUERY, [STORE[0], STORE[1]], backbone, task)
-    assert left_out == 1
-    assert asked == with_demonstrations(QUERY, [STORE[0]])
-    both, none = fitted(QUERY, STORE[:1], backbone, task)
-    assert (both.prompt.endswith(QUERY.prompt), none) == (True, 0)
-    with pytest.raises(MultituneError, match=r"does not fit the model's positions"):
-        fitted(row("x" * 200, "y"), STORE[:1], backbone, task)
+    ((asked, used),) = fitting(backbone, task, [QUERY], [[STORE[1], STORE[0]]], BEHIND)
+    assert (asked, used) == (pack(QUERY, [STORE[0]], BEHIND, as_chat=False), 1)
+    ((both, whole),) = fitting(backbone, task, [QUERY], [STORE[:1]], BEHIND)
+    assert (both.prompt.endswith(QUERY.prompt), whole) == (True, 1)
+    with pytest.raises(MultituneError, match=r"This row alone does not fit"):
+        fitting(backbone, task, [row("x" * 200, "y")], [STORE[:1]], BEHIND)
 
 
-def test_the_most_important_one_stands_next_to_the_query(backbone_of):
-    backbone = backbone_of("t5")  # relative positions: everything fits
-    asked, left_out = fitted(QUERY, STORE[:2], backbone, TASK)
-    assert (asked, left_out) == (with_demonstrations(QUERY, [STORE[1], STORE[0]]), 0)
+def test_the_nearest_one_stands_next_to_the_query():
+    ((far, near),) = demonstrations([QUERY], STORE, mode_of("rag:2"))
+    assert near == STORE[nearest([one.prompt for one in STORE], [QUERY.prompt], 1)[0, 0]] == STORE[0]
+    assert far in STORE[1:]
 
 
 @pytest.mark.parametrize("text", ["icl", "rag:", "icl:-1", "few:3", "zero"])
@@ -142,11 +146,9 @@ def test_modes_that_do_not_exist_are_refused(text):
         mode_of(text)
 
 
-def test_too_many_demonstrations_and_chats_are_refused():
+def test_too_many_demonstrations_are_refused():
     with pytest.raises(MultituneError, match="4 demonstrations are asked for, and the training rows are 3"):
         demonstrations([QUERY], STORE, mode_of("icl:4"))
-    with pytest.raises(MultituneError, match="cannot stand before a query"):
-        with_demonstrations(QUERY, [dataclasses.replace(STORE[0], messages=(object(),))])
 
 
 def test_an_encoder_of_sentences_is_asked_for_by_its_path(tmp_path):
@@ -206,18 +208,70 @@ def test_the_body_of_a_function_is_code():
 @needs_walls
 def test_programs_are_the_tasks_template_over_the_row():
     tested = row("give one", "1", test="assert x == 1")
-    assert programs(TASK, tested, ["x = 1", "x = 2"]) == ["x = 1\nassert x == 1", "x = 2\nassert x == 1"]
+    programs = [[Trial("x = 1\nassert x == 1")], [Trial("x = 2\nassert x == 1")]]
+    assert trials(TASK, tested, ["x = 1", "x = 2"]) == programs
     ran = run_answers(TASK, [tested], [answers("x = 1", "x = 2", "exit()")], Limits())
     assert [one.status for one in ran[0].outcomes] == ["passed", "failed", "failed"]
     with pytest.raises(MultituneError, match="does not say how an answer is tested"):
-        programs(TASK.model_copy(update={"program": None}), tested, ["x"])
+        trials(TASK.model_copy(update={"program": None}), tested, ["x"])
     with pytest.raises(MultituneError, match="cannot be made"):
-        programs(TASK, QUERY, ["x"])
+        trials(TASK, QUERY, ["x"])
+
+
+CASES = TASK.model_copy(update={"program": None, "cases": "cases"})
+
+
+@needs_walls
+@pytest.mark.parametrize(
+    ("cases", "texts", "shares", "why"),
+    [
+        (
+            {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7\n"]},
+            [
+                "print(sum(map(int, input().split())))",
+                "print(3)",
+                "print(3.0000001)\nexit()",
+            ],
+            (1.0, 0.5, 0.5),
+            "case 2 of 2: it printed '3\\n' instead of '7\\n'",
+        ),
+        (
+            json.dumps({"inputs": [[[3, 1]], [[1, 2, 0]]], "outputs": [[1, 3], [[0, 1, 2]]], "fn_name": "order"}),
+            [
+                "class Solution:\n    def order(self, some): return tuple(sorted(some))",
+                "def order(some): return some[::-1]",
+                "def order(some): exit()",
+            ],
+            (1.0, 0.5, 0.0),
+            "case 2 of 2: AssertionError in line 6: [0, 2, 1] instead of [[0, 1, 2]]",
+        ),
+    ],
+)
+def test_cases_are_read_and_printed_or_called(cases, texts, shares, why):
+    given = [answers(*texts)]
+    (ran,) = run_answers(CASES, [row("add", "", cases=cases)], given, Limits())
+    assert (ran.cases, ran.outcomes[1].why) == (shares, why)
+    assert [one.status for one in ran.outcomes] == ["passed", "failed", "failed"]
+    values = per_example([ran], Decoding(samples=3, temperature=1.0))
+    assert values["test_cases"].tolist() == pytest.approx([sum(shares) / 3])
+    assert values["pass@1"].tolist() == pytest.approx([1 / 3])  # strict: all cases of an answer
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [None, "x", {}, {"inputs": [], "outputs": []}, {"inputs": ["1"], "outputs": []},
+     {"inputs": [1], "outputs": [1], "fn_name": "f"}, {"inputs": [[1]], "outputs": [1], "fn_name": "f()"}],
+)  # fmt: skip
+def test_a_row_without_test_cases_is_refused(cases):
+    with pytest.raises(MultituneError, match="holds no test cases"):
+        trials(CASES, row("add", "", cases=cases), ["x"])
 
 
 def test_a_program_belongs_to_a_text():
     with pytest.raises(ValueError, match="has nothing to run"):
         Task(name="a", kind="label", program="x")
+    with pytest.raises(ValueError, match="has nothing to run"):
+        Task(name="a", kind="label", cases="x")
 
 
 @pytest.mark.parametrize(

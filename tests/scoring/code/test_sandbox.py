@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multitune.errors import MultituneError
-from multitune.scoring.code.sandbox import Limits, run, run_all
+from multitune.scoring.code.sandbox import Limits, Trial, run, run_all, same_output
 from tests.scoring.code.conftest import needs_walls
 
 pytestmark = needs_walls
@@ -125,6 +125,40 @@ def test_sets_have_one_order():
 
 def test_what_it_prints_is_kept():
     assert run("print('hello')").output == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "expected", "status", "why"),
+    [
+        ("print(int(input()) + 1)", "41\n", "42", "passed", ""),
+        ("print(int(input()) + 1)", "41\n", "43", "failed", "it printed '42\\n' instead of '43'"),
+        ("import sys\nprint('noise', file=sys.stderr)\nprint(2)\nsys.exit()", "", "2\n", "passed", ""),
+        ("print(2)\nexit(1)", "", "2\n", "failed", "it exited (1)"),
+        ("import os\nassert os.listdir() == ['program.py']", "x", "", "passed", ""),
+        ("import os\nos._exit(0)", "", "", "failed", "it left with 0"),
+        ("input()\ninput()", "one line", "", "failed", "EOFError"),
+    ],
+)
+def test_what_is_read_and_printed(program, given, expected, status, why):
+    outcome = run(Trial(program, given, expected), LIMITS)
+    assert (outcome.status, why in outcome.why) == (status, True), outcome
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        (b" 1  2 \n3\n\n", "1 2\n3", True),
+        (b"0.3333333", "0.333333333", True),
+        (b"0.333", "0.3333", False),
+        (b"1 2", "1\n2", False),
+        (b"1 2 3", "1 2", False),
+        (b"yes", "Yes", False),
+        (b"", "", True),
+        (b"\xff", "x", False),
+    ],
+)
+def test_outputs_are_compared_word_by_word(printed, expected, same):
+    assert same_output(printed, expected) is same
 
 
 def test_many_run_side_by_side_in_their_order():

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from multitune.errors import MultituneError
-from multitune.scoring.code.demonstrations import Embed, drawn, fitted, nearest
-from multitune.scoring.code.sandbox import Limits, Outcome, run_all
+from multitune.scoring.code.nearest import Embed, nearest
+from multitune.scoring.code.sandbox import Outcome
+from multitune.scoring.in_context.demonstrations import Demonstrations, Pool, demonstrations_for
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
     from multitune.tasks.task import Prompted, Task
+
+BETWEEN = "\n"
+"""What stands after a demonstration, which is written as it is trained on."""
 
 RANKS = (1, 2, 5, 10)
 """k of EM@k and pass@k, as far as there are so many answers."""
@@ -76,6 +80,8 @@ class CodeAnswers:
         answers: the best first, or in the order in which they were drawn; as written, up to the first stop string.
         left_out: demonstrations that did not fit.
         outcomes: how every answer's program ended; None where none was run.
+        cases: the share of the row's test cases that every answer passes; None where the task has none.
+        tokens: written, over all answers.
     """
 
     id: str
@@ -84,6 +90,8 @@ class CodeAnswers:
     answers: tuple[str, ...]
     left_out: int = 0
     outcomes: tuple[Outcome, ...] | None = None
+    cases: tuple[float, ...] | None = None
+    tokens: int = 0
 
 
 def mode_of(text: str, seed: int = 0) -> Mode:
@@ -107,7 +115,9 @@ def mode_of(text: str, seed: int = 0) -> Mode:
 def demonstrations(
     rows: Sequence[Prompted], store: Sequence[Prompted], mode: Mode, embed: Embed | None = None
 ) -> list[list[Prompted]]:
-    """Return the demonstrations of every row, the most important first; none of them asks what the row asks.
+    """Return the demonstrations of every row, the nearest last; none of them asks what a row asks.
+
+    Random ones are those of in-context evaluation with ``draw: fixed``.
 
     Raises:
         MultituneError: the store has not so many.
@@ -116,11 +126,17 @@ def demonstrations(
         return [[] for _ in rows]
     asked = {row.prompt for row in rows}
     store = [one for one in store if one.prompt not in asked]  # what is scored must not be shown with its answer
-    chosen = drawn(store, mode.shots, mode.seed)
+    if mode.shots > len(store):
+        raise MultituneError(
+            f"{mode.shots} demonstrations are asked for, and the training rows are {len(store)}.",
+            f"mode {mode.name}",
+            "Ask for fewer, or give the task more training rows.",
+        )
     if mode.way == "icl":
-        return [chosen for _ in rows]
+        settings, pool = Demonstrations(draw="fixed", seed=mode.seed), Pool("", "train", {0: store})
+        return [demonstrations_for(row, pool, mode.shots, settings) for row in rows]
     places = nearest([one.prompt for one in store], [row.prompt for row in rows], mode.shots, embed)
-    return [[store[place] for place in of_row] for of_row in places.tolist()]
+    return [[store[place] for place in of_row[::-1]] for of_row in places.tolist()]
 
 
 def written(
@@ -139,6 +155,7 @@ def written(
     from multitune.decoding.generate import cut_at_stop, generate_several
     from multitune.mixing.encoding import encode_prompts
     from multitune.models.tuners.task_ids import set_tasks
+    from multitune.scoring.in_context.packing import fitting
 
     if task.kind != "generate" or backbone.form == "encoder":
         raise MultituneError(
@@ -147,9 +164,7 @@ def written(
             "Name a task of kind generate and a model that writes.",
         )
     set_tasks(backbone.model, [task.name])
-    asked, left_out = zip(
-        *(fitted(row, few, backbone, task) for row, few in zip(rows, shown, strict=True)), strict=True
-    )
+    asked, used = zip(*fitting(backbone, task, rows, shown, Demonstrations(separator=BETWEEN)), strict=True)
     texts = generate_several(
         backbone,
         encode_prompts(asked, backbone.tokenizer, backbone.form, task),
@@ -163,11 +178,18 @@ def written(
         stop=task.stop,
         progress=progress,
     )
+    tokens = backbone.tokenizer([text for some in texts for text in some], add_special_tokens=False)["input_ids"]
+    lengths = iter([len(ids) for ids in tokens])
     return [
         CodeAnswers(
-            row.example.id, row.example.where, trimmed(cut_at_stop(row.target, task.stop)), tuple(ranked), missing
+            row.example.id,
+            row.example.where,
+            trimmed(cut_at_stop(row.target, task.stop)),
+            tuple(ranked),
+            len(few) - kept,
+            tokens=sum(next(lengths) for _ in ranked),
         )
-        for row, ranked, missing in zip(rows, texts, left_out, strict=True)
+        for row, ranked, few, kept in zip(rows, texts, shown, used, strict=True)
     ]
 
 
@@ -176,58 +198,12 @@ def trimmed(text: str) -> str:
     return text.strip("\n").rstrip()
 
 
-def programs(task: Task, row: Prompted, answers: Sequence[str]) -> list[str]:
-    """Return the programs that put answers to a row to the test: the task's ``program`` over its fields.
-
-    Raises:
-        MultituneError: the task has no program, or the row lacks a field of it.
-    """
-    from multitune.tasks.bad_rows import BadRow
-    from multitune.tasks.templates import compile_template
-
-    if task.program is None:
-        raise MultituneError(
-            f"Task '{task.name}' does not say how an answer is tested.",
-            f"tasks.{task.name}.program",
-            "Give it a template of the program to run, with {{ completion }} where the answer stands.",
-        )
-    render = compile_template(task.program, f"tasks.{task.name}.program")
-    try:
-        return [render({**row.example.fields, "completion": answer}) for answer in answers]
-    except BadRow as error:
-        raise MultituneError(
-            f"The program of task '{task.name}' cannot be made: {error.reason}.",
-            row.example.where,
-            "Correct the template or the row.",
-        ) from error
-
-
-def run_answers(
-    task: Task,
-    rows: Sequence[Prompted],
-    answers: Sequence[CodeAnswers],
-    limits: Limits,
-    *,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[CodeAnswers]:
-    """Return answers with how their programs ended; see `sandbox`.
-
-    Raises:
-        MultituneError: as `programs` and `sandbox.run`.
-    """
-    from dataclasses import replace
-
-    each = [programs(task, row, one.answers) for row, one in zip(rows, answers, strict=True)]
-    outcomes = iter(run_all([one for some in each for one in some], limits, workers=workers, progress=progress))
-    return [replace(one, outcomes=tuple(next(outcomes) for _ in some)) for one, some in zip(answers, each, strict=True)]
-
-
 def per_example(answers: Sequence[CodeAnswers], decoding: Decoding) -> dict[str, np.ndarray]:
     """Return the metrics that are means over examples, by name, float64 [N].
 
     ``em@k``; ``ast_match`` of the first answer; where answers were run, of samples the unbiased ``pass@k``; of beams,
-    which are no independent draws, ``first@k``: whether one of the first k passes.
+    which are no independent draws, ``first@k``: whether one of the first k passes. Of rows with test cases an answer
+    passes that passes all, and ``test_cases`` is the share that answers pass on average.
     """
     from multitune.tasks.python_source import same_code
     from multitune.tasks.ranked import exact_match_at, pass_at
@@ -245,6 +221,8 @@ def per_example(answers: Sequence[CodeAnswers], decoding: Decoding) -> dict[str,
                 values[f"first@{k}"] = np.array([any(one[:k]) for one in passed], dtype=np.float64)
             else:
                 values[f"pass@{k}"] = np.array([pass_at(k, len(one), sum(one)) for one in passed])
+    if all(one.cases for one in answers):
+        values["test_cases"] = np.array([math.fsum(one.cases or ()) / len(one.cases or ()) for one in answers])
     return values
 
 

@@ -6,6 +6,7 @@ What holds and what does not is told in docs/code-generation.md; what raises the
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import selectors
@@ -28,6 +29,7 @@ Status = Literal["passed", "failed", "timed out", "memory", "refused"]
 INSIDE = Path(__file__).with_name("inside.py")
 READABLE = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/usr/share/zoneinfo", "/dev/urandom")
 REPORT = 4096  # bytes that a report may have
+STDIN = "stdin.txt"  # gone before the program begins
 
 
 @dataclass(frozen=True)
@@ -67,29 +69,46 @@ class Outcome:
     output: str = ""
 
 
-def run(program: str, limits: Limits | None = None) -> Outcome:
-    """Run a program to its end, and say whether it got there.
+@dataclass(frozen=True)
+class Trial:
+    """A program, and what it is to do.
 
-    It passes only by coming to its last line: one that exits before, with 0 too, has failed. The report of that carries
-    a token that the program is not told.
+    Attributes:
+        program: its text.
+        stdin: what it reads from standard input; None: nothing.
+        expected: what it has to print on standard output; None: whatever it likes.
+    """
+
+    program: str
+    stdin: str | None = None
+    expected: str | None = None
+
+
+def run(trial: Trial | str, limits: Limits | None = None) -> Outcome:
+    """Run a program to its end, and say whether it got there, and printed what it should.
+
+    It passes only by coming to its last line: one that exits before, with 0 too, has failed, unless what it printed is
+    compared. The report of that carries a token that the program is not told.
 
     Raises:
         MultituneError: this machine offers no walls, and ``weak`` is not set.
     """
-    limits = limits or Limits()
+    limits, trial = limits or Limits(), Trial(trial) if isinstance(trial, str) else trial
     if os.name != "posix":
         raise _no_walls("this is no POSIX system")
     with tempfile.TemporaryDirectory(prefix="multitune-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
         source = folder / "program.py"
-        source.write_text(program, encoding="utf-8", errors="replace")
+        source.write_text(trial.program, encoding="utf-8", errors="replace")
+        if trial.stdin is not None:
+            (folder / STDIN).write_text(trial.stdin, encoding="utf-8", errors="replace")
         token = secrets.token_hex(16)
         reading, writing = os.pipe()
         process = _start(folder, writing)
         os.close(writing)
         try:
             with os.fdopen(reading, "rb") as report:
-                _send(process, source, limits, token, writing)
+                _send(process, source, limits, token, writing, prints=trial.expected is not None)
                 ended = _follow(process, report, limits)
         finally:
             _end(process)
@@ -97,17 +116,31 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
     text = output.decode(errors="replace")[:2000]
     if early is not None:
         return Outcome(early.status, early.why, text)
-    return _outcome(told, token, process.returncode, limits, text)
+    outcome = _outcome(told, token, process.returncode, limits, text)
+    if outcome.status == "passed" and trial.expected is not None and not same_output(output, trial.expected):
+        return Outcome("failed", f"it printed {_short(text)} instead of {_short(trial.expected)}", text)
+    return outcome
+
+
+def same_output(printed: bytes | bytearray, expected: str) -> bool:
+    """Return whether lines are the same but for white space around words, and numbers but for rounding (1e-5)."""
+    lines = [
+        [line.split() for line in text.strip().splitlines()] for text in (printed.decode(errors="replace"), expected)
+    ]
+    return lines[0] == lines[1] or (
+        [len(line) for line in lines[0]] == [len(line) for line in lines[1]]
+        and all(_close(*words) for pair in zip(*lines, strict=True) for words in zip(*pair, strict=True))
+    )
 
 
 def run_all(
-    programs: Sequence[str],
+    trials: Sequence[Trial | str],
     limits: Limits | None = None,
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
-    """Run programs side by side; outcomes in their order. Programs that say the same are run once.
+    """Run programs side by side; outcomes in their order. Trials that are the same are run once.
 
     Args:
         workers: at most so many at a time; None: as many as there are cores.
@@ -116,11 +149,11 @@ def run_all(
     Raises:
         MultituneError: as `run`.
     """
-    different = list(dict.fromkeys(programs))
-    outcomes: dict[str, Outcome] = {}
+    different = list(dict.fromkeys(trials))
+    outcomes: dict[Trial | str, Outcome] = {}
     # Threads only wait here: the programs are processes, started without forking this one's state.
     with ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1) as pool:
-        running = {pool.submit(run, program, limits): program for program in different}
+        running = {pool.submit(run, trial, limits): trial for trial in different}
         try:
             for done, future in enumerate(as_completed(running), start=1):
                 outcomes[running[future]] = future.result()
@@ -128,7 +161,19 @@ def run_all(
                     progress(done, len(different))
         finally:
             pool.shutdown(cancel_futures=True)
-    return [outcomes[program] for program in programs]
+    return [outcomes[trial] for trial in trials]
+
+
+def _close(printed: str, expected: str) -> bool:
+    if printed == expected:
+        return True
+    with suppress(ValueError):
+        return math.isclose(float(printed), float(expected), rel_tol=1e-5, abs_tol=1e-8)
+    return False
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def _start(folder: Path, report: int) -> subprocess.Popen[bytes]:
@@ -153,10 +198,13 @@ def _start(folder: Path, report: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _send(process: subprocess.Popen[bytes], source: Path, limits: Limits, token: str, report: int) -> None:
+def _send(
+    process: subprocess.Popen[bytes], source: Path, limits: Limits, token: str, report: int, *, prints: bool
+) -> None:
     prefixes = dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix))
     orders = {
         "program": str(source), "folder": str(source.parent), "token": token, "report": report, "weak": limits.weak,
+        "stdin": STDIN, "prints": prints,
         "limits": asdict(limits), "readable": [*(os.path.realpath(one) for one in prefixes), *READABLE],
     }  # fmt: skip
     assert process.stdin is not None

@@ -78,7 +78,7 @@ def with_demonstrations(
     if config.shots:
         pool = pool_of(task, folder, settings, templates=config.templates)
         drawn = [demonstrations_for(row, pool, config.shots, settings) for row in rows]
-    packed = _fitting(backbone, task, rows, drawn, settings)
+    packed = fitting(backbone, task, rows, drawn, settings)
     used = [used for _, used in packed]
     _say_dropped(task, config.shots, [len(one) for one in drawn], used)
     asked = [row for row, _ in packed]
@@ -137,14 +137,18 @@ def _turns(question: Prompted, demonstrations: Sequence[Prompted], instruction: 
     return (*system, *turns)
 
 
-def _fitting(
+def fitting(
     backbone: Backbone,
     task: Task,
     rows: Sequence[Prompted],
     drawn: Sequence[Sequence[Prompted]],
     settings: Demonstrations,
 ) -> list[tuple[Prompted, int]]:
-    """Return every question with the most of its demonstrations that fit, the last ones, and how many those are."""
+    """Return every question with the most of its demonstrations that fit, the last ones, and how many those are.
+
+    Raises:
+        MultituneError: a question does not fit the model's positions even by itself.
+    """
     from multitune.decoding.prompt_batches import context_length
     from multitune.mixing.chats import uses_chat_template
     from multitune.mixing.encoding import encode_prompts
