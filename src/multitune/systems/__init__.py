@@ -18,9 +18,11 @@ from multitune.systems import (
     mftcoder,
     mhr,
     multitab,
+    opt_iml,
     pcp,
     peft_for_code,
     promot,
+    quick_learners,
     rmtgb,
 )
 from multitune.systems.system import System
@@ -157,24 +159,10 @@ _GALLERY = (
         "Examples in the context alone teach a frozen model tasks, the more so the larger it is.",
         "scoring",
     ),
-    System(
-        27,
-        "OPT-IML",
-        "Scaling Language Model Instruction Meta Learning through the Lens of Generalization",
-        "arXiv 2212.12017, 2022",
-        "Instruction tuning carries over to new examples, new tasks and new families of tasks, each measured.",
-        "scoring",
-    ),
+    opt_iml.SYSTEM,
     multitab.SYSTEM,
     breadcrumbs.SYSTEM,
-    System(
-        30,
-        "Quick learners",
-        "Instruction Tuned Models are Quick Learners",
-        "arXiv 2306.05539, 2023",
-        "An instruction-tuned start matches full supervision with a fraction of the downstream examples.",
-        "scoring",
-    ),
+    quick_learners.SYSTEM,
     System(
         31,
         "ECMT",
