@@ -180,8 +180,8 @@ SYSTEM = System(
     "scoring",
     Account(
         published=(
-            "OPT-30B goes from 59.2 to 66.3 on average over 14 tasks without demonstrations (OPT-175B: 61.4 to 68.2), "
-            "not on every task.",
+            "OPT-30B goes from 59.2 to 66.3 on average over 14 tasks without demonstrations (OPT-175B: 61.4 to "
+            "68.2), not on every task.",
             "A cap on what a task counts is better than none; more training tasks help held-out tasks and leave trained "
             "ones as they are.",
         ),
