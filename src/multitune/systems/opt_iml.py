@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def _gap(metric: str, better: str, worse: str) -> Any:
 def _rises(arms: Mapping[str, Metrics]) -> float:
     """The smallest of the three steps from 4 to 28 tasks."""
     found = [arms[name]["held_out"] for name in (*(f"{count} tasks" for count in COUNTS), "capped")]
-    return min(more - fewer for fewer, more in zip(found, found[1:], strict=False))
+    return min(more - fewer for fewer, more in itertools.pairwise(found))
 
 
 def _stays(arms: Mapping[str, Metrics]) -> float:
@@ -182,8 +183,8 @@ SYSTEM = System(
         published=(
             "OPT-30B goes from 59.2 to 66.3 on average over 14 tasks without demonstrations (OPT-175B: 61.4 to "
             "68.2), not on every task.",
-            "A cap on what a task counts is better than none; more training tasks help held-out tasks and leave trained "
-            "ones as they are.",
+            "A cap on what a task counts is better than none; more training tasks help held-out tasks and leave "
+            "trained ones as they are.",
         ),
         faithful=(
             "Examples-proportional sampling with a cap, p ~ min(n, cap), by the mixture policy that recipes use.",
