@@ -24,6 +24,7 @@ from multitune.systems import (
     promot,
     quick_learners,
     rmtgb,
+    xmtf,
 )
 from multitune.systems.system import System
 
@@ -105,14 +106,7 @@ _GALLERY = (
         "adaptation",
     ),
     mhr.SYSTEM,
-    System(
-        15,
-        "BLOOMZ and mT0",
-        "Crosslingual Generalization through Multitask Finetuning",
-        "arXiv 2211.01786, ACL 2023",
-        "Fine-tuning on prompted tasks in many languages carries over to unseen tasks and unseen languages.",
-        "scoring",
-    ),
+    xmtf.SYSTEM,
     System(
         16,
         "MLLM-CTBench",
