@@ -11,6 +11,7 @@ from multitune.systems import (
     adaptation_registry,
     atlas,
     breadcrumbs,
+    cocktail,
     ept,
     hft,
     lines,
@@ -63,14 +64,7 @@ _GALLERY = (
         "Small models tuned on a workflow's own sub-tasks beat larger general ones at these sub-tasks.",
         "recipes",
     ),
-    System(
-        7,
-        "Cocktail",
-        "Mixing It Up: The Cocktail Effect of Multi-Task Fine-Tuning on LLM Performance",
-        "arXiv 2410.01109, 2024",
-        "Some mixture of related tasks beats training on the target task alone.",
-        "scoring",
-    ),
+    cocktail.SYSTEM,
     logit_fusion.SYSTEM,
     System(
         9,
