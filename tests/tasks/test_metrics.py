@@ -245,3 +245,26 @@ def test_an_installed_package_offers_a_metric(tmp_path, monkeypatch):
     with pytest.raises(MultituneError, match="Did you mean 'length_ratio'"):
         metric("length_ration")
     sys.modules.pop("their_package")
+
+
+# Of Super-NaturalInstructions
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "reference", "value"),
+    [
+        ("exact_match_superni", "The cat!", "the cat", 1.0),
+        ("exact_match_superni", "The cat!", "cat", 0.0),
+        ("exact_match_squad", "The cat!", "cat", 1.0),
+        ("exact_match", "The cat!", "the cat", 0.0),
+        ("rouge_l", "the cat sat", "the cat sat down", 6 / 7),
+        ("rouge_l_stemmed", "the cat sat", "the cat sat down", 6 / 7),
+        ("rouge_l", "cats running", "cat runs", 0.0),
+        ("rouge_l_stemmed", "cats running", "cat runs", 1.0),
+        ("rouge_l", "the cat sat", ("a", "the cat sat"), 1.0),
+        ("rouge_l_stemmed", "the cat sat", ("a", "the cat sat"), 1.0),
+    ],
+)
+def test_variants_by_worked_values(name, prediction, reference, value):
+    pytest.importorskip("rouge_score")
+    assert metric(name).score([prediction], [reference]) == pytest.approx(value)

@@ -27,6 +27,7 @@ from multitune.cli import (
     run,
     schema,
     score,
+    suite,
     systems,
     transfer,
 )
@@ -45,6 +46,7 @@ app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("score")(score.score)
+app.command("suite")(suite.suite)
 app.command("contamination")(contamination.contamination)
 app.command("predict")(predict.predict)
 app.command("prompt-tune")(prompt_tune.prompt_tune)

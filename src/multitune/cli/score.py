@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ def score(
 ) -> None:
     """Score a model on every task of a file that has test or validation rows."""
     from multitune.cli.output import answer_json, speak
-    from multitune.recipes.scoring import score_model
+    from multitune.recipes.scoring import levels_of, score_model
     from multitune.scoring.in_context.demonstrations import Demonstrations
     from multitune.scoring.score import ScoreConfig
 
@@ -59,6 +60,11 @@ def score(
         **_prompts(soft_prompt),
     )
     scores = score_model(model, tasks, out=out, seed=seed, config=config, curve=curve if len(curve) > 1 else ())
+    levels = [
+        {"shots": number, **asdict(line)}
+        for number in curve
+        for line in levels_of(model, tasks, [one for one in scores if one.shots == number], seed)
+    ]
     answer: dict[str, Any] = {
         "model": model,
         "out": out,
@@ -78,11 +84,14 @@ def score(
             for whole in scores
             for s in (whole, *whole.others)
         ],
+        "levels": levels,
     }
     if json:
         answer_json(answer)
         return
     _print(answer["scores"])
+    if levels:
+        _print_levels(levels)
     if out is not None:
         typer.echo(f"\nscores and predictions: {out}")
 
@@ -152,6 +161,27 @@ def _print(scores: list[dict[str, Any]]) -> None:
             cells = [one["task"], one["split"], metric]
             cells += [one["normalisation"]] * ("normalisation" in shown) + [_shots(one)] * ("shots" in shown)
             table.add_row(*cells, f"{one['n']:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}")
+    stdout_console().print(table)
+
+
+def _print_levels(levels: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from multitune.cli.output import stdout_console
+
+    table = Table(box=None, padding=(0, 1))
+    several = len({line["shots"] for line in levels}) > 1
+    for name in ("level", "category"):
+        table.add_column(name)
+    for name in (*["shots"] * several, "tasks", "mean", "95 % interval"):
+        table.add_column(name, justify="right")
+    for line in levels:
+        whole = not line["category"]
+        cells = [line["level"] if whole else "", line["category"] or "all"]
+        cells += [str(line["shots"])] * several
+        cells += [str(line["tasks"]), f"{line['value']:.3f}", f"{line['low']:.3f} to {line['high']:.3f}"]
+        table.add_row(*cells, style="bold" if whole else None)
+    stdout_console().print()
     stdout_console().print(table)
 
 

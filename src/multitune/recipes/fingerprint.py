@@ -33,6 +33,7 @@ _ONLY_SCORED = {
     "stop",
     "program",
     "cases",
+    "references",
     "continuation",
 }
 _ONLY_TRAINED = {

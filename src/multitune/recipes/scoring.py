@@ -16,14 +16,17 @@ from multitune.recipes.node import with_heads
 from multitune.recipes.reading import data_folder, read_yaml
 from multitune.recipes.run_folder import disk_error
 from multitune.recipes.schema_errors import schema_errors
+from multitune.recipes.suite import folder_tasks
 from multitune.recipes.tables import score_tables, that_it_answers
 from multitune.scoring.score import ScoreConfig, TaskScore, scored_split
 from multitune.tabular.task_model import is_table_model, load_table_model
 from multitune.tabular.task_table import as_table_task
+from multitune.tasks.super_natural_instructions import is_suite_folder
 from multitune.tasks.task import Task
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
+    from multitune.scoring.levels import LevelScore
 
 logger = logging.getLogger("multitune.recipes")
 
@@ -81,8 +84,46 @@ def score_model(
     return scores
 
 
+def levels_of(model: str, file: Path, scores: Sequence[TaskScore], seed: int = 0) -> list[LevelScore]:
+    """Return the scores of a model by level and category, [] where no task of the file has a category.
+
+    A task counts by its first metric where that is a mean over answers between 0 and 1; others are left out and logged.
+
+    Args:
+        model: whose training tasks decide the levels, as its folder tells them.
+        file: as of `score_model`.
+        scores: of one number of shots.
+        seed: of the intervals' resampling.
+    """
+    from multitune.models.loading import description_of
+    from multitune.scoring.levels import TaskValues, by_level, category_of, level_of
+
+    tasks = {task.name: task for task in tasks_of(file)[0]}
+    if not any(category_of(task) for task in tasks.values()):
+        return []
+    told = description_of(Path(model)).get("tasks", ()) if Path(model).is_dir() else ()
+    trained = {task.name: category_of(task) for task in map(Task.model_validate, told)}
+    values, left_out = [], []
+    for score in scores:
+        task, answers = tasks[score.task], [one.score for one in score.predictions]
+        mean, name = sum(answers) / len(answers), next(iter(score.metrics))
+        if abs(mean - score.metrics[name]) > 1e-6 or not all(0 <= one <= 1 for one in answers):
+            left_out.append(f"{task.name} ({name})")
+            continue
+        category = category_of(task)
+        values.append(TaskValues(task.name, category, level_of(task.name, category, trained), answers))
+    if left_out:
+        logger.warning("Not in the table by level, as no mean of answers in 0 to 1: %s.", ", ".join(left_out))
+    return by_level(values, seed=seed)
+
+
 def tasks_of(file: Path) -> tuple[list[Task], Path]:
-    """Return the tasks of a recipe or suite file, and the folder that their paths are relative to."""
+    """Return the tasks of a recipe or suite file, and the folder that their paths are relative to.
+
+    A folder of Super-NaturalInstructions whose tasks have files of rows serves as it is.
+    """
+    if file.is_dir() and is_suite_folder(file):
+        return folder_tasks(file), Path()
     document = read_yaml(file)
     tasks: Any = document.data.get("tasks")
     if isinstance(tasks, str):

@@ -15,6 +15,7 @@ from multitune.reporting.comparison import Comparison, Difference, Table, TaskRo
 from multitune.reporting.continual import sequences
 from multitune.reporting.costs import costs
 from multitune.reporting.learned_merges import learned_merges
+from multitune.reporting.levels import level_tables
 from multitune.reporting.merge_search import merge_searches, search_view
 from multitune.reporting.run_folder import BASE
 from multitune.reporting.samples import pick_samples
@@ -95,6 +96,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "all_scores": facts.all_scores(runs),
         "sequences": sequences(runs),
         "shot_curves": shot_curves(runs),
+        "levels": level_tables(runs[0]),
         "curves": training_curves.loss_panels(runs),
         "validation": training_curves.validation_panels(runs[0]),
         "balance": training_curves.balance_panels(runs[0]),

@@ -278,7 +278,10 @@ def measure(task: Task, split: Split, rows: Sequence[Prompted], answers: Answers
             per_example[name] = found.per_example(answers.values, references)
             intervals[name] = interval_of_mean(per_example[name], seed=seed)
 
-    right = [answer == reference for answer, reference in zip(answers.values, references, strict=True)]
+    right = [
+        answer in reference if isinstance(reference, tuple) else answer == reference
+        for answer, reference in zip(answers.values, references, strict=True)
+    ]
     score = next(iter(per_example.values()), right)
     correct: list[bool | None] = list(right)
     if task.kind == "regress":
@@ -303,18 +306,38 @@ def measure(task: Task, split: Split, rows: Sequence[Prompted], answers: Answers
 
 
 def _reference(task: Task, row: Prompted) -> Any:
-    """Return the right answer as metrics take it; a text ends before a stop string, as what a model writes does."""
+    """Return the right answer, or all of them, as metrics take them; texts end before a stop string, as answers do."""
     if task.kind in ("label", "choose"):
         return row.label
     if task.kind == "regress":
         return row.value
-    if any(stop in row.target for stop in task.stop):
+    texts = [row.target] if task.references is None else right_answers(row, task.references)
+    if any(stop in text for stop in task.stop for text in texts):
         from multitune.decoding.generate import cut_at_stop
 
-        return cut_at_stop(row.target, task.stop).strip()
-    return row.target.strip()
+        texts = [cut_at_stop(text, task.stop) for text in texts]
+    answers = tuple(text.strip() for text in texts)
+    return answers[0] if task.references is None else answers
+
+
+def right_answers(row: Prompted, field: str) -> list[str]:
+    """Return all right answers of a row: those that a field lists, or its target where the row lacks the field.
+
+    Raises:
+        MultituneError: the field is no list of texts.
+    """
+    listed = row.example.fields.get(field)
+    if listed is None:
+        return [row.target]
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, str) for one in listed):
+        raise MultituneError(
+            f"The field '{field}' is no list of texts.", row.example.where, 'Give all right answers as ["a", "b"].'
+        )
+    return listed
 
 
 def shown(task: Task, row: Prompted, answer: Any) -> str | float:
     """Return an answer as a reader wants it: a choice by its text."""
+    if isinstance(answer, tuple):
+        return " | ".join(answer)
     return row.choices[answer] if task.kind in ("label", "choose") else answer

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -156,6 +157,18 @@ def same_text(prediction: str, reference: str) -> float:
     return float(prediction.split() == reference.split())
 
 
+def same_words(prediction: str, reference: str) -> float:
+    """1 when two texts are equal in lower case and without punctuation, as Super-NaturalInstructions compares them."""
+    return float(
+        prediction.lower().translate(_PUNCTUATION).split() == reference.lower().translate(_PUNCTUATION).split()
+    )
+
+
+def same_squad_tokens(prediction: str, reference: str) -> float:
+    """1 when two texts are equal in lower case, without punctuation and without articles, as SQuAD compares them."""
+    return float(squad_tokens(prediction) == squad_tokens(reference))
+
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -183,6 +196,28 @@ def rouge_l(prediction: str, reference: str) -> float:
     if not predicted or not right:
         return 0.0
     return 2 * longest_common_subsequence(predicted, right) / (len(predicted) + len(right))
+
+
+def rouge_l_stemmed(prediction: str, reference: str) -> float:
+    """F1 of the longest common subsequence of stemmed words, by the package rouge-score.
+
+    Raises:
+        MultituneError: it is not installed.
+    """
+    return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+@lru_cache(maxsize=1)
+def _rouge_scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError as error:
+        raise MultituneError(
+            f"ROUGE-L with stemming needs {error.name}, which is not installed.",
+            "metric 'rouge_l_stemmed'",
+            "Install it with `pip install 'multitune[rouge]'`, or use rouge_l, which does not stem.",
+        ) from None
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
@@ -313,8 +348,11 @@ METRICS: dict[str, Metric] = {
     "accuracy": _of_means("accuracy", ("label", "choose"), hits),
     "macro_f1": Metric("macro_f1", ("label",), True, macro_f1),
     "exact_match": _of_means("exact_match", ("generate",), _best(same_text)),
+    "exact_match_superni": _of_means("exact_match_superni", ("generate",), _best(same_words)),
+    "exact_match_squad": _of_means("exact_match_squad", ("generate",), _best(same_squad_tokens)),
     "token_f1": _of_means("token_f1", ("generate",), _best(token_f1)),
     "rouge_l": _of_means("rouge_l", ("generate",), _best(rouge_l)),
+    "rouge_l_stemmed": _of_means("rouge_l_stemmed", ("generate",), _best(rouge_l_stemmed)),
     "chrf": Metric("chrf", ("generate",), True, chrf),
     "bleu": Metric("bleu", ("generate",), True, bleu),
     "codebleu": Metric("codebleu", ("generate",), True, codebleu),

@@ -110,6 +110,9 @@ class Task(BaseModel):
     chat: Literal["auto", "always", "never"] = Field("auto", description="when to use the tokenizer's chat template")
     max_new_tokens: PositiveInt = 64
     stop: Texts = ()
+    references: str | None = Field(
+        None, description="generate: the field that lists all right answers, of which the best counts in metrics"
+    )
     program: str | None = Field(
         None, description="generate: template of a program that tests an answer, {{ completion }}; run by evaluate-code"
     )
@@ -141,7 +144,7 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _program_of_a_text(self) -> Task:
-        for key in ("program", "cases"):
+        for key in ("program", "cases", "references"):
             if getattr(self, key) is not None and self.kind not in (None, "generate"):
                 raise ValueError(f"{key} tests what a model writes; a task of kind {self.kind} has nothing to run")
         return self
