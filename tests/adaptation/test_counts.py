@@ -33,6 +33,12 @@ COUNTS = [
     ({"method": "adapter_bias"}, LAYERS * (2 * WIDTH + 1)),
     ({"method": "compacter", "r": 8, "n": 4}, LAYERS * 2 * 3 * (WIDTH + 8) + 4**3),
     ({"method": "diff_fit"}, (2 * LAYERS + 1) * WIDTH + 2 * LAYERS),
+    ({"method": "mam", "r": 3, "prefix_length": 5}, LAYERS * (2 * 5 * KEYS + 2 * 3 * WIDTH + 3 + WIDTH)),
+    (
+        {"method": "unipelt", "r": 3, "prefix_length": 5, "lora_r": 2},
+        LAYERS * (2 * 5 * KEYS + WIDTH + 1 + 2 * (2 * WIDTH) + 2 * (WIDTH + KEYS) + 2 * (WIDTH + 1))
+        + LAYERS * (2 * 3 * WIDTH + 3 + 2 * WIDTH + 1),
+    ),
     ({"method": "bottleneck", "r": 3}, LAYERS * 2 * (2 * 3 * WIDTH + 3 + WIDTH)),
     ({"method": "adalora", "init_r": 3}, over(lambda i, o: 3 * (i + o + 1))),
     ({"method": "delora", "r": 3}, over(lambda i, o: 3 * (i + o) + 1)),

@@ -27,6 +27,7 @@ from multitune.models.tuners.bitfit import BitFitConfig, BitFitModel
 from multitune.models.tuners.bottleneck import BottleneckConfig, BottleneckModel
 from multitune.models.tuners.compacter import CompacterConfig, kronecker_matrix
 from multitune.models.tuners.diff_fit import DiffFitConfig
+from multitune.models.tuners.hybrid_config import MamConfig, UniPeltConfig
 from tests.small_llama import small_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:`.*_checkpointing.*` is deprecated:FutureWarning")  # peft 0.21 asks
@@ -41,6 +42,8 @@ CONFIGS = [
     BottleneckConfig(r=3, task_type="CAUSAL_LM"),
     CompacterConfig(r=4, n=2, task_type="CAUSAL_LM"),
     DiffFitConfig(task_type="CAUSAL_LM"),
+    MamConfig(r=3, prefix_length=4, task_type="CAUSAL_LM"),
+    UniPeltConfig(r=3, prefix_length=4, lora_r=2, task_type="CAUSAL_LM"),
 ]
 
 

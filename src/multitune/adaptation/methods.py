@@ -139,6 +139,18 @@ METHODS: dict[str, Method] = {
         "hybrid", "biases and norms, and a factor for what every sublayer adds",
         "the biases' and norms' sizes + 2 per layer", "2304.06648",
     ),
+    "mam": Method(
+        "hybrid", "learned keys and values in every attention, and h -> y + s U f(D h) beside every feed-forward",
+        "2 prefix_length x width of keys per attention + 2 r d + r + d per feed-forward", "2110.04366", size="r",
+        follows={"prefix_length": 30 / 512}, merges=False, identity=False,
+    ),
+    "unipelt": Method(
+        "hybrid", "learned keys and values, LoRA on queries and values, adapters behind feed-forwards; a gate for each",
+        "2 prefix_length x width of keys + d + 1 per attention, lora_r (d_in + d_out) + d_in + 1 per matrix, "
+        "2 r d + r + 2 d + 1 per feed-forward",
+        "2110.07577", size="r", follows={"prefix_length": 10 / 48, "lora_r": 8 / 48, "lora_alpha": 16 / 48},
+        merges=False, identity=False,
+    ),
     "cartridge": _prompt(
         "keys and values of every layer, learned themselves", "2 (tokens - 1) x layers x width of keys", "2506.06266",
         smallest=2,

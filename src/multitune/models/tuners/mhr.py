@@ -17,7 +17,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 
 from multitune.models.architecture import architecture_index
-from multitune.models.tuners.places import matrices_of
+from multitune.models.tuners.places import matrices_of, matrix_widths
 from multitune.models.tuners.task_ids import UNKNOWN, TaskIds
 from multitune.models.tuners.tuner import PlacedTuner
 
@@ -211,13 +211,7 @@ class MhrModel(PlacedTuner):
 
     def new_layer(self, target: Any, path: str, adapter_name: str, config: Any) -> nn.Module:
         """Return the layer with an inventory of modules."""
-        if isinstance(target, nn.Linear):
-            widths = target.in_features, target.out_features
-        elif hasattr(target, "nf"):  # transformers' Conv1D
-            widths = target.nx, target.nf
-        else:
-            raise ValueError(f"the module {path} is no linear layer")
-        layer = MhrLayer(target, widths, self.task_ids)
+        layer = MhrLayer(target, matrix_widths(target, path), self.task_ids)
         self.more(layer, path, adapter_name, config)
         return layer
 

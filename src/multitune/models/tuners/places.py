@@ -53,3 +53,16 @@ def is_norm(module: nn.Module) -> bool:
     """Tell whether a module is a norm with a gain that could train."""
     weight = getattr(module, "weight", None)
     return "Norm" in type(module).__name__ and isinstance(weight, nn.Parameter) and weight.ndim == 1
+
+
+def matrix_widths(module: Any, path: str) -> tuple[int, int]:
+    """Return the widths of a linear layer's input and output.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if hasattr(module, "nf"):  # transformers' Conv1D
+        return int(module.nx), int(module.nf)
+    raise ValueError(f"the module {path} is no linear layer")

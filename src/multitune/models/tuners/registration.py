@@ -17,8 +17,10 @@ OURS: dict[str, tuple[str, str, str]] = {
     "dept": ("multitune.models.tuners.soft_prompt_model", "DeptConfig", "DeptModel"),
     "diff_fit": ("multitune.models.tuners.diff_fit", "DiffFitConfig", "DiffFitModel"),
     "ept": ("multitune.models.tuners.soft_prompt_model", "EptConfig", "EptModel"),
+    "mam": ("multitune.models.tuners.hybrid", "MamConfig", "MamModel"),
     "mhr": ("multitune.models.tuners.mhr", "MhrConfig", "MhrModel"),
     "mpt": ("multitune.models.tuners.soft_prompt_model", "MptConfig", "MptModel"),
+    "unipelt": ("multitune.models.tuners.hybrid", "UniPeltConfig", "UniPeltModel"),
 }
 """Method -> module, class of its config, class of its tuner."""
 
