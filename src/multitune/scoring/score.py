@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from multitune.errors import MultituneError
 from multitune.scoring.in_context.demonstrations import Demonstrations
-from multitune.scoring.in_context.packing import with_demonstrations
+from multitune.scoring.in_context.packing import digest_of, with_demonstrations
 from multitune.scoring.normalisations import Normalisation
 from multitune.scoring.predictions import Prediction, write_predictions
 from multitune.scoring.rows import sample
@@ -21,6 +22,7 @@ from multitune.tasks.task import Split
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
+    from multitune.tasks.prompting import TemplatePolicy
     from multitune.tasks.task import Prompted, Task
 
 logger = logging.getLogger("multitune.scoring")
@@ -35,7 +37,8 @@ class ScoreConfig(BaseModel):
     Attributes:
         rows: at most so many examples per task, the same ones for every model, seed and run; None scores all.
         split: which examples are scored; a task without this split is scored on its validation split.
-        templates: "first" asks every example through the task's first template, "all" through each.
+        templates: "first" asks every example through the task's first template, "all" through each, "each" likewise
+            with a score of every template beside that over all of them.
         batch_tokens: tokens of a batch, padding included; memory grows with it.
         shots: so many solved rows stand before every question, as far as they fit the model's positions.
         demonstrations: how they are drawn and written.
@@ -50,7 +53,7 @@ class ScoreConfig(BaseModel):
 
     rows: int | None = Field(default=None, ge=1)
     split: Split = "test"
-    templates: Literal["first", "all"] = "first"
+    templates: Literal["first", "all", "each"] = "first"
     batch_tokens: int = Field(default=4096, ge=1)
     shots: int = Field(default=0, ge=0)
     demonstrations: Demonstrations = Demonstrations()
@@ -62,6 +65,11 @@ class ScoreConfig(BaseModel):
         description="of a model that keeps prompts of tasks: each task reads its own, or none; off: none; "
         "always: tasks without one read the only one",
     )
+
+    @property
+    def template_policy(self) -> TemplatePolicy:
+        """Through which templates an example is asked."""
+        return "first" if self.templates == "first" else "all"
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class TaskScore:
         draw_seed: of the demonstrations.
         prompts: digest of what was asked, see ``in_context.packing``; "" where no language model answered.
         normalisation: under which choices were compared; "" where nothing was chosen.
-        others: the same answers' scores under the other normalisations, where all were asked for.
+        template: whose answers these are: its name, or its number from 1; "" of a score over all that were asked.
+        others: the same answers' scores under the other normalisations and of every template, where asked for.
     """
 
     task: str
@@ -95,6 +104,7 @@ class TaskScore:
     draw_seed: int = 0
     prompts: str = ""
     normalisation: str = ""
+    template: str = ""
     others: tuple[TaskScore, ...] = field(default=(), repr=False)
 
 
@@ -160,18 +170,36 @@ def _score_task(
     if answers.unparsed:
         logger.warning("%s: %d of %d answers hold no number; they count as 0.", task.name, answers.unparsed, len(rows))
     by_normalisation: Mapping[Any, list[Any]] = answers.by_normalisation or {"": answers.values}
+    everything = range(len(rows))
+    asked = {"": everything, **(_by_template(rows) if config.templates == "each" else {})}
     first, *others = (
         replace(
-            measure(task, split, packed.rows, Answers(values, answers.unparsed), seed),
-            normalisation=name,
+            measure(
+                task,
+                split,
+                [packed.rows[i] for i in places],
+                Answers([values[i] for i in places], answers.unparsed if places is everything else 0),
+                seed,
+            ),
+            normalisation=normalisation,
+            template=template,
             shots=config.shots,
-            shots_used=packed.mean_used,
+            shots_used=fmean(packed.used[i] for i in places),
             draw_seed=config.demonstrations.seed,
-            prompts=packed.prompts,
+            prompts=packed.prompts if places is everything else digest_of([packed.rows[i] for i in places]),
         )
-        for name, values in by_normalisation.items()
+        for template, places in asked.items()
+        for normalisation, values in by_normalisation.items()
     )
     return replace(first, others=tuple(others))
+
+
+def _by_template(rows: Sequence[Prompted]) -> dict[str, list[int]]:
+    """Return the places of every template's rows, by the template's name."""
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(str(row.template + 1), []).append(i)
+    return dict(sorted(places.items(), key=lambda one: rows[one[1][0]].template))
 
 
 def scored_rows(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, list[Prompted]]:
@@ -192,7 +220,7 @@ def scored_rows(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, l
     if split != config.split:
         logger.info("%s has no %s split: scored on %s.", task.name, config.split, split)
     bad_rows = BadRows()
-    rows = sample(prompted_examples(task, split, folder, templates=config.templates, bad_rows=bad_rows), config.rows)
+    rows = sample(prompted_examples(task, split, folder, templates=config.template_policy, bad_rows=bad_rows), config.rows)
     if not rows:
         raise MultituneError(
             f"Task '{task.name}' has no rows in its {split} split.",

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {
     "variant": "", "shots": 0, "shots_used": 0.0, "draw_seed": 0, "prompts": "", "normalisation": "",
+    "template": "",
 }  # fmt: skip
 """What a column holds where a row does not say; boards of earlier versions lack some of them."""
 
-KEY = ("run", "step", "model", "task", "split", "metric", "seed", "variant", "shots", "draw_seed", "normalisation")
+HOW = ("normalisation", "template")
+"""What tells scores of one pass apart."""
+
+KEY = ("run", "step", "model", "task", "split", "metric", "seed", "variant", "shots", "draw_seed", *HOW)
 COLUMNS = ("run", "step", "model", "task", "split", "metric", "value", "low", "high", "n", "seed", *DEFAULTS)
 
 
@@ -30,7 +34,7 @@ class Scoreboard:
     task, its split, the metric, its value with the bounds of its 95 % interval, the number of scored examples, the
     seed, and in a sweep the variant with its value on every axis ("seed=1,mixture=equal"; "" elsewhere). Then how the
     task was asked: demonstrations asked for and used (the mean over questions), the seed of their draw, a digest of all
-    prompts, and how choices were compared. A row that agrees with an earlier one in KEY takes its place.
+    prompts, how choices were compared, and by which template where every one has a score ("" over all). A row that agrees with an earlier one in KEY takes its place.
     """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
@@ -90,7 +94,8 @@ class Scoreboard:
 def measures(scores: Iterable[TaskScore]) -> list[dict[str, Any]]:
     """Return what was measured, one mapping per task and metric: the Scoreboard's rows without whose they are.
 
-    What other normalisations make of the same choices follows what the chosen one does.
+    What other normalisations make of the same choices follows what the chosen one does; so do scores of single
+    templates.
     """
     return [
         {
@@ -98,6 +103,7 @@ def measures(scores: Iterable[TaskScore]) -> list[dict[str, Any]]:
             "low": score.intervals[metric][0], "high": score.intervals[metric][1], "n": score.n,
             "shots": score.shots, "shots_used": score.shots_used, "draw_seed": score.draw_seed,
             "prompts": score.prompts, "normalisation": score.normalisation,
+            "template": score.template,
         }
         for whole in scores
         for score in (whole, *whole.others)
@@ -106,11 +112,20 @@ def measures(scores: Iterable[TaskScore]) -> list[dict[str, Any]]:
 
 
 def as_chosen(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows without those of other normalisations than the chosen one, which stands first."""
+    """Return rows without those of other normalisations than the chosen one, which stands first, and of templates."""
+    return _first_of(({**DEFAULTS, **one} for one in rows), *HOW)
+
+
+def of_templates(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of single templates, under the chosen normalisation; [] where templates were not told apart."""
+    return _first_of((row for one in rows if (row := {**DEFAULTS, **one})["template"]), "normalisation")
+
+
+def _first_of(rows: Iterable[dict[str, Any]], *but: str) -> list[dict[str, Any]]:
+    """Return the first of the rows that differ in nothing of KEY but in the named columns."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for one in rows:
-        row = {**DEFAULTS, **one}
-        first.setdefault(tuple(row.get(name) for name in KEY if name != "normalisation"), row)
+    for row in rows:
+        first.setdefault(tuple(row.get(name) for name in KEY if name not in but), row)
     return list(first.values())
 
 

@@ -76,7 +76,7 @@ def with_demonstrations(
         )
     drawn: list[list[Prompted]] = [[] for _ in rows]
     if config.shots:
-        pool = pool_of(task, folder, settings, templates=config.templates)
+        pool = pool_of(task, folder, settings, templates=config.template_policy)
         drawn = [demonstrations_for(row, pool, config.shots, settings) for row in rows]
     packed = fitting(backbone, task, rows, drawn, settings)
     used = [used for _, used in packed]
