@@ -102,3 +102,15 @@ def test_contamination_for_people_and_for_programs(suite, tmp_path, capsys):
     assert "75.0" in capsys.readouterr().out
     assert ended(*words, "--split", "train") == 2
     assert "no split 'train' to look for" in capsys.readouterr().err
+
+
+def test_every_template_of_a_task_from_the_command_line(suite, model_folder, capsys):
+    told = yaml.safe_load(suite.read_text())
+    told["tasks"]["sign"]["prompt"] = ["{{ text }}:", "{{ text }} is"]
+    suite.write_text(yaml.safe_dump(told))
+    words = ["score", model_folder, "--tasks", suite, "--templates"]
+    assert ended(*words, "each", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert [(one["template"], one["n"]) for one in scores] == [("", 8), ("1", 4), ("2", 4)]
+    assert ended(*words, "every") != 0
+    assert "which templates" in capsys.readouterr().err

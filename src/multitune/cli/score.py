@@ -34,6 +34,12 @@ def score(
             "--normalisation", help="How choices are compared: none, token, character, byte, unconditional; or all."
         ),
     ] = "none",
+    templates: Annotated[
+        str,
+        typer.Option(
+            "--templates", help="Of a task with several: the first, all in one score, or each with a score of its own."
+        ),
+    ] = "first",
     soft_prompt: Annotated[
         str,
         typer.Option(
@@ -57,7 +63,8 @@ def score(
             draw="fixed" if fixed else "per_item", seed=draw_seed, instruction=instruction.replace("\\n", "\n")
         ),
         **_comparison(normalisation),
-        **_prompts(soft_prompt),
+        templates=_one_of(templates, ("first", "all", "each"), "--templates", "which templates are asked"),
+        soft_prompt=_one_of(soft_prompt, ("own", "off", "always"), "--soft-prompt", "which tasks read a prompt"),
     )
     scores = score_model(model, tasks, out=out, seed=seed, config=config, curve=curve if len(curve) > 1 else ())
     levels = [
@@ -78,6 +85,7 @@ def score(
                 "draw_seed": s.draw_seed,
                 "prompts": s.prompts,
                 "normalisation": s.normalisation,
+                "template": s.template,
                 "metrics": s.metrics,
                 "intervals": {name: list(interval) for name, interval in s.intervals.items()},
             }
@@ -128,15 +136,13 @@ def _comparison(normalisation: str) -> dict[str, Any]:
     return {"choice_normalisation": normalisation}
 
 
-def _prompts(asked: str) -> dict[str, Any]:
-    """Return the key of the config that says which tasks read a prompt."""
+def _one_of(asked: str, known: tuple[str, ...], flag: str, what: str) -> Any:
+    """Return a word that was asked for, where it is one of the known."""
     from multitune.errors import MultituneError
 
-    if asked not in ("own", "off", "always"):
-        raise MultituneError(
-            f"'{asked}' does not say which tasks read a prompt.", "--soft-prompt", "Use one of: own, off, always."
-        )
-    return {"soft_prompt": asked}
+    if asked not in known:
+        raise MultituneError(f"'{asked}' does not say {what}.", flag, f"Use one of: {', '.join(known)}.")
+    return asked
 
 
 def _print(scores: list[dict[str, Any]]) -> None:
@@ -144,13 +150,15 @@ def _print(scores: list[dict[str, Any]]) -> None:
 
     from multitune.cli.output import stdout_console
 
-    several = {name for name in ("shots", "normalisation") if len({one[name] for one in scores}) > 1}
+    several = {name for name in ("shots", "normalisation", "template") if len({one[name] for one in scores}) > 1}
     shown = several | ({"shots"} if any(one["shots"] for one in scores) else set())
     table = Table(box=None, padding=(0, 1))
     for name in ("task", "split", "metric"):
         table.add_column(name)
     if "normalisation" in shown:
         table.add_column("normalisation")
+    if "template" in shown:
+        table.add_column("template")
     if "shots" in shown:
         table.add_column("shots", justify="right")
     for name in ("n", "value", "95 % interval"):
@@ -159,7 +167,8 @@ def _print(scores: list[dict[str, Any]]) -> None:
         for metric, value in one["metrics"].items():
             low, high = one["intervals"][metric]
             cells = [one["task"], one["split"], metric]
-            cells += [one["normalisation"]] * ("normalisation" in shown) + [_shots(one)] * ("shots" in shown)
+            cells += [one["normalisation"]] * ("normalisation" in shown)
+            cells += [one["template"] or "all"] * ("template" in shown) + [_shots(one)] * ("shots" in shown)
             table.add_row(*cells, f"{one['n']:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}")
     stdout_console().print(table)
 

@@ -220,7 +220,9 @@ def scored_rows(task: Task, folder: Path, config: ScoreConfig) -> tuple[Split, l
     if split != config.split:
         logger.info("%s has no %s split: scored on %s.", task.name, config.split, split)
     bad_rows = BadRows()
-    rows = sample(prompted_examples(task, split, folder, templates=config.template_policy, bad_rows=bad_rows), config.rows)
+    rows = sample(
+        prompted_examples(task, split, folder, templates=config.template_policy, bad_rows=bad_rows), config.rows
+    )
     if not rows:
         raise MultituneError(
             f"Task '{task.name}' has no rows in its {split} split.",

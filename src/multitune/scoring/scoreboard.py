@@ -34,7 +34,8 @@ class Scoreboard:
     task, its split, the metric, its value with the bounds of its 95 % interval, the number of scored examples, the
     seed, and in a sweep the variant with its value on every axis ("seed=1,mixture=equal"; "" elsewhere). Then how the
     task was asked: demonstrations asked for and used (the mean over questions), the seed of their draw, a digest of all
-    prompts, how choices were compared, and by which template where every one has a score ("" over all). A row that agrees with an earlier one in KEY takes its place.
+    prompts, how choices were compared, and by which template where every one has a score ("" over all). A row that
+    agrees with an earlier one in KEY takes its place.
     """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
