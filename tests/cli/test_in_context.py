@@ -114,3 +114,28 @@ def test_every_template_of_a_task_from_the_command_line(suite, model_folder, cap
     assert [(one["template"], one["n"]) for one in scores] == [("", 8), ("1", 4), ("2", 4)]
     assert ended(*words, "every") != 0
     assert "which templates" in capsys.readouterr().err
+
+
+def test_scores_by_language_from_the_command_line(suite, model_folder, capsys):
+    told = yaml.safe_load(suite.read_text())
+    sign = told["tasks"]["sign"]
+    sign["prompt"] = ["{{ text }}:", "{{ text }} is", "Which sign? {{ text }}:"]
+    told["tasks"] = {
+        f"sign-{language}": {**sign, "tags": {"dataset": "sign", "language": language, "seen": seen}}
+        for language, seen in (("en", "yes"), ("th", "no"))
+    }
+    suite.write_text(yaml.safe_dump(told))
+    words = ["score", model_folder, "--tasks", suite, "--templates", "each"]
+    assert ended(*words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    cells = [one for one in found["languages"] if one["metric"] == "accuracy"]
+    assert [(one["language"], one["seen"], one["scores"]["prompts"]) for one in cells] == [
+        ("en", "seen", 3),
+        ("th", "unseen", 3),
+    ]
+    values = [one["metrics"]["accuracy"] for one in found["scores"] if one["task"] == "sign-th" and one["template"]]
+    assert cells[1]["scores"]["median"] == sorted(values)[1]
+    means = {one["seen"]: one["median"] for one in found["language_means"] if one["metric"] == "accuracy"}
+    assert set(means) == {"all", "seen", "unseen"} and means["unseen"] == cells[1]["scores"]["median"]
+    assert ended(*words) == 0
+    assert "th (unseen)" in capsys.readouterr().out

@@ -50,7 +50,8 @@ def score(
 ) -> None:
     """Score a model on every task of a file that has test or validation rows."""
     from multitune.cli.output import answer_json, speak
-    from multitune.recipes.scoring import levels_of, score_model
+    from multitune.cli.score_tables import print_languages, print_levels, print_scores
+    from multitune.recipes.scoring import languages_of, levels_of, score_model
     from multitune.scoring.in_context.demonstrations import Demonstrations
     from multitune.scoring.score import ScoreConfig
 
@@ -72,6 +73,12 @@ def score(
         for number in curve
         for line in levels_of(model, tasks, [one for one in scores if one.shots == number], seed)
     ]
+    languages: list[dict[str, Any]] = []
+    means: list[dict[str, Any]] = []
+    for number in curve:
+        cells, over = languages_of(model, tasks, [one for one in scores if one.shots == number])
+        languages += [{"shots": number, **asdict(cell)} for cell in cells]
+        means += [{"shots": number, **asdict(mean)} for mean in over]
     answer: dict[str, Any] = {
         "model": model,
         "out": out,
@@ -93,13 +100,17 @@ def score(
             for s in (whole, *whole.others)
         ],
         "levels": levels,
+        "languages": languages,
+        "language_means": means,
     }
     if json:
         answer_json(answer)
         return
-    _print(answer["scores"])
+    print_scores(answer["scores"])
     if levels:
-        _print_levels(levels)
+        print_levels(levels)
+    if languages:
+        print_languages(languages, means)
     if out is not None:
         typer.echo(f"\nscores and predictions: {out}")
 
@@ -143,58 +154,3 @@ def _one_of(asked: str, known: tuple[str, ...], flag: str, what: str) -> Any:
     if asked not in known:
         raise MultituneError(f"'{asked}' does not say {what}.", flag, f"Use one of: {', '.join(known)}.")
     return asked
-
-
-def _print(scores: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from multitune.cli.output import stdout_console
-
-    several = {name for name in ("shots", "normalisation", "template") if len({one[name] for one in scores}) > 1}
-    shown = several | ({"shots"} if any(one["shots"] for one in scores) else set())
-    table = Table(box=None, padding=(0, 1))
-    for name in ("task", "split", "metric"):
-        table.add_column(name)
-    if "normalisation" in shown:
-        table.add_column("normalisation")
-    if "template" in shown:
-        table.add_column("template")
-    if "shots" in shown:
-        table.add_column("shots", justify="right")
-    for name in ("n", "value", "95 % interval"):
-        table.add_column(name, justify="right")
-    for one in scores:
-        for metric, value in one["metrics"].items():
-            low, high = one["intervals"][metric]
-            cells = [one["task"], one["split"], metric]
-            cells += [one["normalisation"]] * ("normalisation" in shown)
-            cells += [one["template"] or "all"] * ("template" in shown) + [_shots(one)] * ("shots" in shown)
-            table.add_row(*cells, f"{one['n']:,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}")
-    stdout_console().print(table)
-
-
-def _print_levels(levels: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from multitune.cli.output import stdout_console
-
-    table = Table(box=None, padding=(0, 1))
-    several = len({line["shots"] for line in levels}) > 1
-    for name in ("level", "category"):
-        table.add_column(name)
-    for name in (*["shots"] * several, "tasks", "mean", "95 % interval"):
-        table.add_column(name, justify="right")
-    for line in levels:
-        whole = not line["category"]
-        cells = [line["level"] if whole else "", line["category"] or "all"]
-        cells += [str(line["shots"])] * several
-        cells += [str(line["tasks"]), f"{line['value']:.3f}", f"{line['low']:.3f} to {line['high']:.3f}"]
-        table.add_row(*cells, style="bold" if whole else None)
-    stdout_console().print()
-    stdout_console().print(table)
-
-
-def _shots(one: dict[str, Any]) -> str:
-    """Return the demonstrations asked for, and where fewer fitted, how many stood there on average."""
-    used = one["shots_used"]
-    return str(one["shots"]) if used == one["shots"] else f"{one['shots']} ({used:.1f} fit)"

@@ -26,6 +26,7 @@ from multitune.tasks.task import Task
 
 if TYPE_CHECKING:
     from multitune.models.loading import Backbone
+    from multitune.scoring.languages import LanguageCell, LanguageMean
     from multitune.scoring.levels import LevelScore
 
 logger = logging.getLogger("multitune.recipes")
@@ -95,14 +96,12 @@ def levels_of(model: str, file: Path, scores: Sequence[TaskScore], seed: int = 0
         scores: of one number of shots.
         seed: of the intervals' resampling.
     """
-    from multitune.models.loading import description_of
     from multitune.scoring.levels import TaskValues, by_level, category_of, level_of
 
     tasks = {task.name: task for task in tasks_of(file)[0]}
     if not any(category_of(task) for task in tasks.values()):
         return []
-    told = description_of(Path(model)).get("tasks", ()) if Path(model).is_dir() else ()
-    trained = {task.name: category_of(task) for task in map(Task.model_validate, told)}
+    trained = {task.name: category_of(task) for task in map(Task.model_validate, _training_tasks(model))}
     values, left_out = [], []
     for score in scores:
         task, answers = tasks[score.task], [one.score for one in score.predictions]
@@ -115,6 +114,37 @@ def levels_of(model: str, file: Path, scores: Sequence[TaskScore], seed: int = 0
     if left_out:
         logger.warning("Not in the table by level, as no mean of answers in 0 to 1: %s.", ", ".join(left_out))
     return by_level(values, seed=seed)
+
+
+def languages_of(model: str, file: Path, scores: Sequence[TaskScore]) -> tuple[list[LanguageCell], list[LanguageMean]]:
+    """Return the scores of a model by data set and language, nothing where the tasks name fewer than two languages.
+
+    Args:
+        model: whose training tasks count as seen languages, as its folder tells them.
+        file: as of `score_model`.
+        scores: of one number of shots.
+    """
+    from multitune.scoring.languages import language_cells, language_means, languages_seen, place_of
+    from multitune.scoring.scoreboard import as_chosen, measures, of_templates
+
+    tags = {task.name: task.tags for task in tasks_of(file)[0]}
+    places = {score.task: place for score in scores if (place := place_of(score.task, tags[score.task])) is not None}
+    if len({place.language for place in places.values()}) < 2:
+        return [], []
+    learned = [Task.model_validate(told) for told in _training_tasks(model)]
+    seen = languages_seen(tags | {task.name: task.tags for task in learned}, [task.name for task in learned])
+    measured = measures(scores)
+    apart = of_templates(measured)
+    whole = [row for row in as_chosen(measured) if row["task"] not in {one["task"] for one in apart}]
+    cells = language_cells([*apart, *whole], places, seen)
+    return cells, language_means(cells)
+
+
+def _training_tasks(model: str) -> Sequence[Any]:
+    """Return the tasks that a model's folder says it was trained on."""
+    from multitune.models.loading import description_of
+
+    return description_of(Path(model)).get("tasks", ()) if Path(model).is_dir() else ()
 
 
 def tasks_of(file: Path) -> tuple[list[Task], Path]:

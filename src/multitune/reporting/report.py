@@ -14,6 +14,7 @@ from multitune.reporting.coefficients import coefficients
 from multitune.reporting.comparison import Comparison, Difference, Table, TaskRow, compare, key
 from multitune.reporting.continual import sequences
 from multitune.reporting.costs import costs
+from multitune.reporting.languages import depth, language_tables, seen_in_words
 from multitune.reporting.learned_merges import learned_merges
 from multitune.reporting.levels import level_tables
 from multitune.reporting.merge_search import merge_searches, search_view
@@ -81,7 +82,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": score_text, "signed": signed_text, "duration": facts.duration, "key": key}
-    environment.filters["breakable"] = breakable
+    environment.filters |= {"breakable": breakable, "depth": depth, "seen_in_words": seen_in_words}
     return environment
 
 
@@ -97,6 +98,7 @@ def part(comparison: Comparison, setting: str = "") -> dict[str, Any]:
         "sequences": sequences(runs),
         "shot_curves": shot_curves(runs),
         "levels": level_tables(runs[0]),
+        "languages": language_tables(runs),
         "curves": training_curves.loss_panels(runs),
         "validation": training_curves.validation_panels(runs[0]),
         "balance": training_curves.balance_panels(runs[0]),

@@ -37,6 +37,7 @@ class Run:
         learned: per merge node that looked at rows itself, its coefficients.json.
         evaluations: per train node that evaluated validation rows, the lines of validation.jsonl.
         curves: the scoreboard's rows of curves over demonstrations; they are not among ``scores``.
+        by_template: the scoreboard's rows of single templates, of tasks whose templates were told apart.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
+    by_template: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -92,7 +94,7 @@ def read_run(folder: Path) -> Run:
     """
     import yaml
 
-    from multitune.scoring.scoreboard import Scoreboard, as_chosen
+    from multitune.scoring.scoreboard import Scoreboard, as_chosen, of_templates
 
     if not is_run(folder):
         raise MultituneError(
@@ -107,7 +109,8 @@ def read_run(folder: Path) -> Run:
             str(board),
             "Let the run go on with `multitune run`, with scoring switched on in the recipe.",
         )
-    rows = as_chosen(Scoreboard.load(board).rows)
+    every = Scoreboard.load(board).rows
+    rows = as_chosen(every)
     text = read_text(folder / "recipe.yaml")
     steps = folder / "steps"
     recipe = yaml.safe_load(text) or {}
@@ -123,6 +126,7 @@ def read_run(folder: Path) -> Run:
         facts=read_json(folder / "run.json"),
         scores=[row for row in rows if CANDIDATE not in row["step"]] or rows,  # a run of curves alone has them only
         curves=[row for row in rows if SHOTS.search(row["step"])],
+        by_template=of_templates(every),
         searches={node: found for node in nodes if (found := read_json(steps / node / "search.json"))},
         learned={node: found for node in nodes if (found := read_json(steps / node / "coefficients.json"))},
         logs={node: lines for node in nodes if (lines := read_json_lines(steps / node / "log.jsonl"))},
