@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from multitune.models.tuners import OURS, register_tuners
+from multitune.models.tuners.adamix import AdaMixConfig
 from multitune.models.tuners.adapter_bias import AdapterBiasConfig
 from multitune.models.tuners.bitfit import BitFitConfig, BitFitModel
 from multitune.models.tuners.bottleneck import BottleneckConfig, BottleneckModel
@@ -37,6 +38,7 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 
 CONFIGS = [
+    AdaMixConfig(r=3, n_modules=2, task_type="CAUSAL_LM"),
     AdapterBiasConfig(task_type="CAUSAL_LM"),
     BitFitConfig(task_type="CAUSAL_LM"),
     BottleneckConfig(r=3, task_type="CAUSAL_LM"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from multitune.adaptation import AdaptationConfig
 from multitune.recipes.forecast import passes_per_step
 from multitune.training.config import TrainingConfig
 
@@ -31,3 +32,8 @@ def test_passes(keys: dict[str, Any], passes: tuple[float, float]) -> None:
 
 def test_a_task_alone_is_not_balanced() -> None:
     assert passes_per_step(TrainingConfig(aggregation="task_sample_mean", balancer="pcgrad"), 1) == (1, 1)
+
+
+def test_a_loss_of_two_passes_takes_both_twice():
+    assert passes_per_step(TrainingConfig(), 3, AdaptationConfig(method="adamix").passes) == (2, 2)
+    assert passes_per_step(TrainingConfig(), 3, AdaptationConfig(method="adamix", n_modules=1).passes) == (1, 1)

@@ -67,6 +67,11 @@ class AdaptationConfig(BaseModel):
         return UPDATES[self.method](**given) if self.method in UPDATES else None
 
     @property
+    def passes(self) -> int:
+        """How many forward passes one loss takes: AdaMix compares two, unless it has a single module to draw."""
+        return 2 if self.method == "adamix" and self.options.get("n_modules") != 1 else 1
+
+    @property
     def half(self) -> HalfConfig | None:
         """What `half` means with these options; None for other methods."""
         return HalfConfig(**self.options) if self.method == "half" else None

@@ -110,6 +110,10 @@ METHODS: dict[str, Method] = {
         "selective", "rows of the embedding", "width per token", "https://huggingface.co/docs/peft",
         modalities=("text",),
     ),
+    "adamix": Method(
+        "additive", "several bottlenecks at every place: one drawn for each pass of training, their average afterwards",
+        "n_modules (2 r d + r + d) per place", "2205.12410", size="r", merges=False,
+    ),
     "adapter_bias": Method(
         "additive", "h + v (w . h + b) behind every feed-forward: one vector, scaled by each token",
         "2 d + 1 per layer", "2205.00305", merges=False,

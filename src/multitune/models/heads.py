@@ -154,7 +154,16 @@ class MultiTaskEncoder(nn.Module):
         return self.encoder.dtype
 
 
-def head_losses(model: MultiTaskEncoder, batch: Mapping[str, Tensor]) -> Tensor:
+def batch_logits(model: MultiTaskEncoder, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits [n, K] of every row that is not padding; batch as in `head_losses`."""
+    present_B = batch["task_ids"] >= 0
+    logits_nK: Tensor = model(
+        batch["input_ids"][present_B], batch["attention_mask"][present_B], batch["task_ids"][present_B]
+    )
+    return logits_nK
+
+
+def head_losses(model: MultiTaskEncoder, batch: Mapping[str, Tensor], logits_nK: Tensor | None = None) -> Tensor:
     """Return cross-entropy (label) or squared error (regress) of every row that is not padding: float32 [n].
 
     The error of a regress head is that of standardised values, so that a task in thousands weighs no more than others.
@@ -163,10 +172,12 @@ def head_losses(model: MultiTaskEncoder, batch: Mapping[str, Tensor]) -> Tensor:
         model: encoder with heads.
         batch: ``input_ids``, ``attention_mask`` [B, L]; ``task_ids`` [B], -1 on padding; ``values`` float64 [B], the
             index of the choice or the number to predict.
+        logits_nK: what `batch_logits` returned, where it is known already.
     """
     present_B = batch["task_ids"] >= 0
     task_n, values_n = batch["task_ids"][present_B], batch["values"][present_B]
-    logits_nK = model(batch["input_ids"][present_B], batch["attention_mask"][present_B], task_n)
+    if logits_nK is None:
+        logits_nK = batch_logits(model, batch)
     regresses_T = torch.tensor([head.kind == "regress" for head in model.heads], device=task_n.device)
     regresses_n = regresses_T[task_n]
     index_n = torch.where(regresses_n, 0, values_n).long()

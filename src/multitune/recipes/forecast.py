@@ -45,7 +45,7 @@ def forecast_seconds(
     return operations * facts.parameters * positions / matrix_rate(facts.hidden_size)
 
 
-def passes_per_step(config: TrainingConfig, tasks: int) -> tuple[float, float]:
+def passes_per_step(config: TrainingConfig, tasks: int, compared: int = 1) -> tuple[float, float]:
     """Return how many forward and backward passes over a batch an optimiser step takes.
 
     One of each; with a balancer also the validation rows that it looks at, the same batch once more where it or the
@@ -54,8 +54,9 @@ def passes_per_step(config: TrainingConfig, tasks: int) -> tuple[float, float]:
     Args:
         config: of the training.
         tasks: number of tasks; a task alone is not balanced.
+        compared: passes of which one loss is made (`AdaptationConfig.passes`).
     """
-    forward, backward = 1.0, 1.0
+    forward, backward = float(compared), float(compared)
     balancer = config.balancer if tasks > 1 else None
     if config.focal and config.focal.level == "task":
         forward += 1

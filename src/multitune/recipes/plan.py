@@ -310,7 +310,9 @@ def _plan_node(
         parameters=facts.parameters,
         trainable=trainable,
         memory_bytes=forecast_memory(facts, trainable, config.rows_per_forward * config.max_length, apart),
-        seconds=forecast_seconds(facts, trainable, positions, passes_per_step(config, len(tasks))),
+        seconds=forecast_seconds(
+            facts, trainable, positions, passes_per_step(config, len(tasks), node.adaptation.passes)
+        ),
         tasks=in_plan,
         warnings=[*simulation.warnings, *_warnings(in_plan), *_warm_up(balancer, simulation.steps)],
     )

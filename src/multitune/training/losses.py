@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from multitune.adaptation.updates import moving_bases
-from multitune.models.heads import head_losses
+from multitune.models.heads import batch_logits, head_losses
 from multitune.models.hidden import head_logits, hidden_states
 from multitune.models.loading import Backbone
 from multitune.models.tuners.task_ids import UNKNOWN, places_of, prompts_of, set_prompt_ids, set_task_ids
 from multitune.objectives.aggregation import Aggregation, count, task_units
+from multitune.objectives.consistency import symmetric_divergence, token_divergence
 from multitune.objectives.token_loss import IGNORED, next_token_positions, token_nll
 from multitune.tasks.task import Form
 
@@ -76,7 +77,10 @@ class LossModule(nn.Module):
         return list(getattr(model, "_no_split_modules", None) or [])
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Compute -log p of every labelled token; for encoders cross-entropy or squared error of every example."""
+        """Compute -log p of every labelled token; for encoders cross-entropy or squared error of every example.
+
+        In training AdaMix adds to each how far two passes with other draws disagree (arXiv:2205.12410).
+        """
         # an encoder-decoder's batches know the tasks of targets: one per row, and -1 behind the last
         ids = batch["task_ids"].amax(dim=1) if self.form == "seq2seq" else batch["task_ids"]
         if self._places_T is not None:  # -1, of padding, stays unknown
@@ -84,14 +88,30 @@ class LossModule(nn.Module):
         if self._prompts_T is not None:
             set_prompt_ids(self.model, torch.where(ids >= 0, self._prompts_T.to(ids.device)[ids], UNKNOWN))
         if self.form == "encoder":
-            return head_losses(self.model, batch)
+            return self._head_losses(batch)
         hidden_BSD = hidden_states(self.model, batch)
         place_N = batch["place_N"] if "place_N" in batch else labelled(batch, self.form).place_N
         predicted_N = place_N + 1 if self.form == "causal" else place_N
         labels_N = batch["labels"].flatten()[predicted_N]
-        return token_nll(
-            hidden_BSD.flatten(0, 1)[place_N], labels_N, lambda h: head_logits(self.model, h), self._vocabulary()
-        )
+        hidden_ND = hidden_BSD.flatten(0, 1)[place_N]
+        nll_N = token_nll(hidden_ND, labels_N, self._logits, self._vocabulary())
+        if not self._compares_passes():
+            return nll_N
+        again_ND = hidden_states(self.model, batch).flatten(0, 1)[place_N]
+        return nll_N + token_divergence(hidden_ND, again_ND, self._logits, self._vocabulary())
+
+    def _head_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        if not self._compares_passes():
+            return head_losses(self.model, batch)
+        first_nK, second_nK = batch_logits(self.model, batch), batch_logits(self.model, batch)
+        return head_losses(self.model, batch, first_nK) + symmetric_divergence(first_nK, second_nK)
+
+    def _compares_passes(self) -> bool:
+        carrier = self.model.encoder if self.form == "encoder" else self.model
+        return self.training and getattr(getattr(carrier, "base_model", None), "needs_two_passes", False)
+
+    def _logits(self, hidden_nD: Tensor) -> Tensor:
+        return head_logits(self.model, hidden_nD)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that belong to single tasks: an encoder's heads; none of a language model."""

@@ -66,3 +66,13 @@ def matrix_widths(module: Any, path: str) -> tuple[int, int]:
     if hasattr(module, "nf"):  # transformers' Conv1D
         return int(module.nx), int(module.nf)
     raise ValueError(f"the module {path} is no linear layer")
+
+
+def stacks_of(model: Any) -> list[Any]:
+    """Return the modules that read tokens and hold the layers: encoder and decoder, or the one there is.
+
+    They are called once for a forward, and not again where a layer is computed anew in the backward pass.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        return [model.get_encoder(), model.get_decoder()]
+    return [model.get_decoder() if hasattr(model, "get_decoder") else model]

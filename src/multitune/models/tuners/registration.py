@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 OURS: dict[str, tuple[str, str, str]] = {
+    "adamix": ("multitune.models.tuners.adamix", "AdaMixConfig", "AdaMixModel"),
     "adapter_bias": ("multitune.models.tuners.adapter_bias", "AdapterBiasConfig", "AdapterBiasModel"),
     "bitfit": ("multitune.models.tuners.bitfit", "BitFitConfig", "BitFitModel"),
     "bottleneck": ("multitune.models.tuners.bottleneck", "BottleneckConfig", "BottleneckModel"),
