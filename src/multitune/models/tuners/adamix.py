@@ -94,7 +94,8 @@ class AdaMixModel(BottleneckModel):
     @property
     def needs_two_passes(self) -> bool:
         """Whether training compares two passes with other draws."""
-        return any(self.peft_config[name].n_modules > 1 for name in self.active_adapters)
+        configs: dict[str, Any] = self.peft_config
+        return any(configs[name].n_modules > 1 for name in self.active_adapters)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Place the adapters, and let every pass in training draw."""

@@ -109,7 +109,7 @@ class BottleneckModel(PlacedTuner):
     """A model with bottleneck adapters in its layers; they cannot be merged."""
 
     prefix = "bottleneck_"
-    tuner_layer_cls = BottleneckLayer
+    tuner_layer_cls: type[BottleneckLayer] = BottleneckLayer
 
     def places(self, model: nn.Module, config: Any) -> list[str]:
         """Return the sublayers, or their last matrices, by the config's placement."""
