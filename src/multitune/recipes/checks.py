@@ -86,7 +86,7 @@ def _check_task(name: str, task: Task, recipe: Recipe, document: Document) -> It
         if source is not None:
             yield from _caught(partial(source_files, source, recipe.folder), document, (*key, split))
             yield from _check_origin(source, document, (*key, split))
-    for role, templates in (("prompt", task.prompt), ("target", task.target)):
+    for role, templates in _templates_of(task):
         for text in templates:
             yield from _caught(partial(compile_template, text, f"tasks.{name}.{role}"), document, (*key, role))
     for metric_name in task.metrics:
@@ -105,6 +105,10 @@ def _check_task(name: str, task: Task, recipe: Recipe, document: Document) -> It
             document.where((*key, "kind")),
             "Make it kind label or regress, or take a causal or encoder-decoder model.",
         )
+
+
+def _templates_of(task: Task) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return ("prompt", task.prompt), ("target", task.target), ("answer_choices", task.answer_choices)
 
 
 def _check_origin(source: Source, document: Document, key: KeyPath) -> Iterator[MultituneError]:

@@ -35,6 +35,7 @@ _ONLY_SCORED = {
     "cases",
     "references",
     "continuation",
+    "prompt_names",
 }
 _ONLY_TRAINED = {
     "train",

@@ -274,5 +274,5 @@ def _allow_shorthand(schema: dict[str, Any]) -> None:
         schema["$defs"][name] = {"anyOf": [{"type": "string"}, schema["$defs"][name]]}
     schema["properties"]["tasks"] = {"anyOf": [{"type": "string"}, schema["properties"]["tasks"]]}
     texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    for key in ("prompt", "target", "metrics", "stop"):
+    for key in ("prompt", "target", "metrics", "stop", "answer_choices", "prompt_names"):
         schema["$defs"]["Task"]["properties"][key] = texts

@@ -171,7 +171,7 @@ def _score_task(
         logger.warning("%s: %d of %d answers hold no number; they count as 0.", task.name, answers.unparsed, len(rows))
     by_normalisation: Mapping[Any, list[Any]] = answers.by_normalisation or {"": answers.values}
     everything = range(len(rows))
-    asked = {"": everything, **(_by_template(rows) if config.templates == "each" else {})}
+    asked = {"": everything, **(_by_template(task, rows) if config.templates == "each" else {})}
     first, *others = (
         replace(
             measure(
@@ -194,11 +194,11 @@ def _score_task(
     return replace(first, others=tuple(others))
 
 
-def _by_template(rows: Sequence[Prompted]) -> dict[str, list[int]]:
+def _by_template(task: Task, rows: Sequence[Prompted]) -> dict[str, list[int]]:
     """Return the places of every template's rows, by the template's name."""
     places: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        places.setdefault(str(row.template + 1), []).append(i)
+        places.setdefault(task.prompt_name(row.template), []).append(i)
     return dict(sorted(places.items(), key=lambda one: rows[one[1][0]].template))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multitune.errors import MultituneError
+from multitune.tasks.answer_choices import ANSWER_CHOICES
 from multitune.tasks.bad_rows import BadRow
 from multitune.tasks.task import Example, Kind, Layout, Message, Task
 from multitune.tasks.templates import compile_template, fields_needed, refuse_unknown_fields
@@ -74,7 +75,7 @@ def recognise(task: Task, first_rows: Sequence[Example]) -> Task:
         target *= len(prompt)
     if len(prompt) == 1:
         prompt *= len(target)
-    _check_fields(task.name, prompt, target, rows)
+    _check_fields(task, prompt, target, rows)
     choices = task.choices
     if choices is None and task.kind in (None, "choose"):
         choices = _choices_field(target, rows)
@@ -225,10 +226,11 @@ def _as_often(template: str, other: tuple[str, ...]) -> tuple[str, ...]:
     return (template,) * max(1, len(other)) if template else ()
 
 
-def _check_fields(name: str, prompt: Sequence[str], target: Sequence[str], rows: Sequence[Fields]) -> None:
+def _check_fields(task: Task, prompt: Sequence[str], target: Sequence[str], rows: Sequence[Fields]) -> None:
     known = list(dict.fromkeys(field for row in rows for field in row))
+    known += [ANSWER_CHOICES] if task.answer_choices else []
     for key, templates in (("prompt", prompt), ("target", target)):
-        where = f"tasks.{name}.{key}"
+        where = f"tasks.{task.name}.{key}"
         for template in templates:
             refuse_unknown_fields(fields_needed(template, where), known, where)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from multitune.errors import MultituneError, nearest
+from multitune.tasks.answer_choices import row_choices
 from multitune.tasks.bad_rows import LISTED, BadRow, BadRows
 from multitune.tasks.layouts import CHAT_LAYOUTS, chat_messages, explanation, number_of, recognise
 from multitune.tasks.sources import label_names, read_examples
@@ -121,7 +122,11 @@ def _prompted_rows(
 ) -> Iterator[list[Prompted]]:
     """Every row through its templates; [] for a bad one."""
     make = _prompter(task)
-    pick = _template_picker(templates, max(1, len(task.prompt)))
+    pick = (
+        _named_template(task)
+        if templates == "rotate" and task.prompt_field
+        else _template_picker(templates, max(1, len(task.prompt)))
+    )
     for example in split_examples(task, split, folder, bad_rows):
         try:
             yield [make(example, template) for template in pick(example)]
@@ -182,6 +187,20 @@ def _template_picker(policy: TemplatePolicy, count: int) -> Callable[[Example], 
     return lambda example: (_digest(example.id, b"template") % count,)
 
 
+def _named_template(task: Task) -> Callable[[Example], tuple[int, ...]]:
+    """The prompt that a row names."""
+    find = compile_expression(str(task.prompt_field), f"tasks.{task.name}.prompt_field")
+    places = {task.prompt_name(place): (place,) for place in range(len(task.prompt))}
+
+    def pick(example: Example) -> tuple[int, ...]:
+        name = str(find(example.fields))
+        if name not in places:
+            raise BadRow(f"the row's prompt '{_short(name)}' is none of the task's.{nearest(name, places)}")
+        return places[name]
+
+    return pick
+
+
 def _prompter(task: Task) -> Callable[[Example, int], Prompted]:
     """The function that puts an example through a template; it raises `BadRow`."""
     answer = _answerer(task)
@@ -199,8 +218,13 @@ def _prompter(task: Task) -> Callable[[Example, int], Prompted]:
     if len(targets) == 1:
         targets *= len(prompts)
 
+    with_choices = row_choices(task)
+
     def from_templates(example: Example, template: int) -> Prompted:
-        return answer(example, template, prompts[template](example.fields), targets[template](example.fields))
+        fields = with_choices(example.fields, template)
+        whole = example if fields is example.fields else replace(example, fields=fields)
+        prompted = answer(whole, template, prompts[template](fields), targets[template](fields))
+        return prompted if whole is example else replace(prompted, example=example)
 
     return from_templates
 

@@ -98,6 +98,15 @@ class Task(BaseModel):
     choices: Choices | None = Field(
         None, description="label: the choices, or raw label -> text; choose: the field that lists them"
     )
+    answer_choices: Texts = Field(
+        (),
+        description="per prompt, or one for all: a template of a row's answers with ||| between; prompt and target see "
+        "them as the list answer_choices, and so does choices: answer_choices",
+    )
+    prompt_names: Texts = Field((), description="names of the prompts, for tables; else they are numbered from 1")
+    prompt_field: str | None = Field(
+        None, description="the field of a training row that names its prompt, instead of drawing one"
+    )
     continuation: str | None = Field(
         None,
         description="label, choose: template of the text after a choice; choices are compared by its probability",
@@ -138,6 +147,13 @@ class Task(BaseModel):
             raise ValueError(
                 f"prompts and targets are paired: {len(self.prompt)} prompts do not go with {len(self.target)} targets"
             )
+        for key, names in (("answer_choices", self.answer_choices), ("prompt_names", self.prompt_names)):
+            if names and len(names) != len(self.prompt) and (key == "prompt_names" or len(names) > 1):
+                raise ValueError(f"{key} go with the prompts: {len(names)} do not go with {len(self.prompt)}")
+        if len(set(self.prompt_names)) < len(self.prompt_names):
+            raise ValueError("prompt_names name two prompts alike")
+        if self.answer_choices and self.kind in ("label", "regress"):
+            raise ValueError(f"answer_choices are for kinds choose and generate, not {self.kind}")
         if (self.prompt or self.target) and self.layout in ("messages", "sharegpt"):
             raise ValueError(f"rows of layout {self.layout} are chats, which take no prompt and no target template")
         return self
@@ -175,6 +191,10 @@ class Task(BaseModel):
         if isinstance(self.choices, str) or self.choices is None:
             return ()
         return tuple(dict.fromkeys(self.choices.values() if isinstance(self.choices, dict) else self.choices))
+
+    def prompt_name(self, template: int) -> str:
+        """Return the name of a prompt: its own, or its number from 1."""
+        return self.prompt_names[template] if self.prompt_names else str(template + 1)
 
     def source(self, split: Split) -> Source | None:
         """Return the source of a split, None when the task has none."""

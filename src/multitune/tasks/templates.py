@@ -29,6 +29,9 @@ LONGEST_REPEAT = 100_000
 WHOLE_ROW = "row"
 """Name of the whole row in a template, for fields whose names are no words: `{{ row["Sentence 1"] }}`."""
 
+SEPARATOR = "\ue000|||\ue000"
+"""Between input and target of a template that writes both; no text holds Unicode's private letters by chance."""
+
 # Filters that reach attributes by name, make text of any length from a number, or answer differently every time.
 _LEFT_OUT_FILTERS = ("attr", "batch", "center", "format", "indent", "pprint", "random", "slice", "urlize", "xmlattr")
 # fmt: off
@@ -152,7 +155,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     sandbox.globals = {"range": _short_range}
     for name in _LEFT_OUT_FILTERS:
         del sandbox.filters[name]
-    sandbox.filters |= {"tojson": _as_json, "join": _join}
+    sandbox.filters |= {"tojson": _as_json, "join": _join, "input_part": _input_part, "target_part": _target_part}
     return sandbox
 
 
@@ -164,6 +167,23 @@ def _as_json(value: Any) -> str:
 def _join(values: Iterable[Any], between: str = "") -> str:
     """Jinja2's own filter prints whatever is in the list, as Python writes it."""
     return between.join(str(_text_or_number(value)) for value in values)
+
+
+def _input_part(text: str) -> str:
+    """What stands before the separator, without white space around it."""
+    return _parts(text)[0]
+
+
+def _target_part(text: str) -> str:
+    """What stands after the separator, without white space around it."""
+    return _parts(text)[1]
+
+
+def _parts(text: str) -> tuple[str, str]:
+    parts = [part.strip() for part in text.split(SEPARATOR)]
+    if len(parts) != 2:
+        raise BadRow("the template leaves this row out" if len(parts) < 2 else f"the row has {len(parts) - 1} targets")
+    return parts[0], parts[1]
 
 
 def _short_range(*arguments: int) -> range:
