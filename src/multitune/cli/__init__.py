@@ -14,6 +14,7 @@ from multitune.cli import (
     compare_methods,
     contamination,
     evaluate_code,
+    export_harness,
     extract_lora,
     init,
     launch_config,
@@ -47,6 +48,7 @@ app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("suite")(suite.suite)
+app.command("export-harness")(export_harness.export_harness)
 app.command("contamination")(contamination.contamination)
 app.command("predict")(predict.predict)
 app.command("prompt-tune")(prompt_tune.prompt_tune)

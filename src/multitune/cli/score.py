@@ -16,13 +16,24 @@ def score(
         str,
         typer.Argument(metavar="MODEL", help="A folder (whole model or adapter), a fusion file, a hub id, or tiny."),
     ],
-    tasks: Annotated[Path, typer.Option("--tasks", help="A recipe or suite file; its tasks are scored.")],
+    tasks: Annotated[
+        Path | None, typer.Option("--tasks", help="A recipe, a suite, or a folder of Super-NaturalInstructions.")
+    ] = None,
+    harness: Annotated[
+        str, typer.Option("--harness", help="In its place: tasks of lm-evaluation-harness, with commas between.")
+    ] = "",
+    include: Annotated[
+        Path | None, typer.Option("--include", help="With --harness: a folder of your own task files.")
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="With --harness: tasks may run code, of their folder or the model's.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Keep scores and predictions in this folder.")] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="At most so many examples per task.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the intervals' resampling.")] = 0,
     shots: Annotated[
-        str, typer.Option("--shots", help="Demonstrations before every question: 4, or 0,1,2,4 for a curve.")
-    ] = "0",
+        str | None, typer.Option("--shots", help="Demonstrations before every question: 4, or 0,1,2,4 for a curve.")
+    ] = None,
     fixed: Annotated[
         bool, typer.Option("--fixed", help="The same demonstrations before all questions, read once.")
     ] = False,
@@ -51,12 +62,22 @@ def score(
     """Score a model on every task of a file that has test or validation rows."""
     from multitune.cli.output import answer_json, speak
     from multitune.cli.score_tables import print_languages, print_levels, print_scores
+    from multitune.errors import MultituneError
     from multitune.recipes.scoring import languages_of, levels_of, score_model
     from multitune.scoring.in_context.demonstrations import Demonstrations
     from multitune.scoring.score import ScoreConfig
 
     speak()
-    curve = _numbers(shots)
+    if (tasks is None) == (not harness):
+        raise MultituneError(
+            "What is to be scored?" if tasks is None else "Only one of --tasks and --harness can be scored at a time.",
+            "--tasks, --harness",
+            "Give --tasks FILE, or --harness NAMES.",
+        )
+    if tasks is None:
+        _score_harness(model, harness, include, rows, shots, seed, allow_code, out, json)
+        return
+    curve = _numbers(shots or "0")
     config = ScoreConfig(
         rows=rows,
         shots=curve[0],
@@ -113,6 +134,50 @@ def score(
         print_languages(languages, means)
     if out is not None:
         typer.echo(f"\nscores and predictions: {out}")
+
+
+def _score_harness(
+    model: str,
+    names: str,
+    include: Path | None,
+    rows: int | None,
+    shots: str | None,
+    seed: int,
+    allow_code: bool,
+    out: Path | None,
+    json: bool,
+) -> None:
+    """Score a model on tasks of lm-evaluation-harness."""
+    from multitune.cli.output import answer_json
+    from multitune.recipes.harness import HarnessRun, score_harness
+
+    asked = tuple(name.strip() for name in names.split(",") if name.strip())
+    several = None if shots is None else _numbers(shots)[0]
+    run = HarnessRun(asked, include, rows, several, seed=seed, allow_code=allow_code)
+    lines = score_harness(model, run, out)
+    if json:
+        answer_json({"model": model, "out": out, "harness": lines})
+        return
+    _print_harness(lines)
+    if out is not None:
+        typer.echo(f"\nscores and samples: {out}")
+
+
+def _print_harness(lines: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from multitune.cli.output import stdout_console
+
+    table = Table(box=None, padding=(0, 1))
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in ("shots", "n", "value", "95 % interval"):
+        table.add_column(name, justify="right")
+    for line in lines:
+        bounds = "" if line["stderr"] is None else f"{line['low']:.3f} to {line['high']:.3f}"
+        cells = [line["task"], line["metric"], str(line["shots"]), f"{line['n']:,}", f"{line['value']:.3f}", bounds]
+        table.add_row(*cells)
+    stdout_console().print(table)
 
 
 def _numbers(shots: str) -> list[int]:

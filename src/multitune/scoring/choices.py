@@ -70,11 +70,39 @@ def choice_log_probabilities(
     Raises:
         MultituneError: a choice without tokens, a prompt without choices, a choice longer than the model's positions.
     """
+    found = _scores(backbone, prompts, choices, batch_tokens, progress, greedy=False)
+    return [score_KC[:, 0] for score_KC in found]
+
+
+def choice_scores(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Choices],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return what `choice_log_probabilities` returns, and which choices greedy decoding would write, bool [K] each."""
+    found = _scores(backbone, prompts, choices, batch_tokens, progress, greedy=True)
+    return [(score_KC[:, 0], score_KC[:, 1] == 0) for score_KC in found]
+
+
+def _scores(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Choices],
+    batch_tokens: int,
+    progress: Progress | None,
+    *,
+    greedy: bool,
+) -> list[np.ndarray]:
+    """Return sums over every choice's tokens, float64 [K, C]: log p, and with ``greedy`` the tokens that are not the
+    likeliest."""
     tables = _tables(choices)
     fitted = _fit(backbone, prompts, choices, tables)
     score = _shared_prompts if shares_prompts(backbone.model) else _whole_texts
     with evaluating(backbone.model), torch.no_grad():
-        return score(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, progress)
+        return score(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, progress, greedy)
 
 
 def whole_text_log_probabilities(
@@ -84,7 +112,8 @@ def whole_text_log_probabilities(
     tables = _tables(choices)
     fitted = _fit(backbone, prompts, choices, tables)
     with evaluating(backbone.model), torch.no_grad():
-        return _whole_texts(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, None)
+        found = _whole_texts(backbone, fitted, [tables[id(one)] for one in choices], batch_tokens, None, greedy=False)
+    return [score_KC[:, 0] for score_KC in found]
 
 
 @dataclass(frozen=True)
@@ -134,7 +163,12 @@ def _fit(
 
 
 def _shared_prompts(
-    backbone: Backbone, prompts: list[list[int]], tables: list[_Table], batch_tokens: int, progress: Progress | None
+    backbone: Backbone,
+    prompts: list[list[int]],
+    tables: list[_Table],
+    batch_tokens: int,
+    progress: Progress | None,
+    greedy: bool,
 ) -> list[np.ndarray]:
     scores: list[np.ndarray] = [np.empty(0)] * len(prompts)
     done = 0
@@ -145,28 +179,34 @@ def _shared_prompts(
         for batch in batches_by_length(cost, batch_tokens):
             read = read_prompts(backbone, [rest[place] for place in batch], begun)
             own = [members[place] for place in batch]
-            for i, score_K in zip(own, _after(backbone, read, [tables[i] for i in own], batch_tokens), strict=True):
-                scores[i] = score_K
+            found = _after(backbone, read, [tables[i] for i in own], batch_tokens, greedy)
+            for i, score_KC in zip(own, found, strict=True):
+                scores[i] = score_KC
             done += len(batch)
             if progress is not None:
                 progress(done, len(prompts))
     return scores
 
 
-def _after(backbone: Backbone, read: PromptPass, tables: list[_Table], batch_tokens: int) -> list[np.ndarray]:
-    """Return the log-probabilities of the choices after prompts that have been read, float64 [K] each."""
+def _after(
+    backbone: Backbone, read: PromptPass, tables: list[_Table], batch_tokens: int, greedy: bool
+) -> list[np.ndarray]:
+    """Return the sums of the choices after prompts that have been read, float64 [K, C] each."""
     row_N, tokens_NL, length_N = _pairs(tables)
     # Not log_softmax over [N, V]: with 150 choices a prompt that would be the largest tensor of all.
     logits_BV = read.logits_BV.float()
     rows, first_N = (torch.as_tensor(index, device=logits_BV.device) for index in (row_N, tokens_NL[:, 0]))
-    total_N = (logits_BV[rows, first_N] - logits_BV.logsumexp(-1)[rows]).double().cpu().numpy()
+    columns = [logits_BV[rows, first_N] - logits_BV.logsumexp(-1)[rows]]
+    if greedy:
+        columns.append((logits_BV.argmax(-1)[rows] != first_N).float())
+    total_NC = torch.stack(columns, -1).double().cpu().numpy()
 
     longer = np.flatnonzero(length_N > 1)
     cost = length_N[longer] - 1 + cached_cost(read.attention_mask.shape[1])
     for chunk in batches_by_length(cost, batch_tokens):
         pairs = longer[chunk]
-        total_N[pairs] += _rest(backbone, read, row_N[pairs], tokens_NL[pairs], length_N[pairs])
-    return np.split(total_N, np.cumsum([len(table.length_K) for table in tables])[:-1])
+        total_NC[pairs] += _rest(backbone, read, row_N[pairs], tokens_NL[pairs], length_N[pairs], greedy)
+    return np.split(total_NC, np.cumsum([len(table.length_K) for table in tables])[:-1])
 
 
 def _pairs(tables: list[_Table]) -> tuple[np.ndarray, Tensor, np.ndarray]:
@@ -179,37 +219,43 @@ def _pairs(tables: list[_Table]) -> tuple[np.ndarray, Tensor, np.ndarray]:
 
 
 def _rest(
-    backbone: Backbone, read: PromptPass, row_N: np.ndarray, tokens_NL: Tensor, length_N: np.ndarray
+    backbone: Backbone, read: PromptPass, row_N: np.ndarray, tokens_NL: Tensor, length_N: np.ndarray, greedy: bool
 ) -> np.ndarray:
-    """Return the log-probability of every choice's tokens after the first, float64 [N]; all have at least two."""
+    """Return the sums over every choice's tokens after the first, float64 [N, C]; all have at least two."""
     device = read.attention_mask.device
     rows = torch.from_numpy(row_N).to(device)
     tokens_NL = tokens_NL[:, : int(length_N.max())].to(device)
     logits_NLV = read_on(backbone, read, rows, tokens_NL[:, :-1])
-    log_p_NL = _log_probabilities(logits_NLV, tokens_NL[:, 1:])
     counts = torch.arange(1, tokens_NL.shape[1], device=device) < torch.from_numpy(length_N).to(device)[:, None]
-    return torch.where(counts, log_p_NL, 0.0).double().sum(1).cpu().numpy()
+    return _sums(logits_NLV, tokens_NL[:, 1:], counts, greedy)
 
 
 def _whole_texts(
-    backbone: Backbone, prompts: list[list[int]], tables: list[_Table], batch_tokens: int, progress: Progress | None
+    backbone: Backbone,
+    prompts: list[list[int]],
+    tables: list[_Table],
+    batch_tokens: int,
+    progress: Progress | None,
+    greedy: bool,
 ) -> list[np.ndarray]:
     row_N, tokens_NL, length_N = _pairs(tables) if tables else (np.empty(0, int), torch.empty(0, 1), np.empty(0, int))
     prompt_length_N = np.array([len(prompt) for prompt in prompts], dtype=np.int64)[row_N]
-    total_N = np.zeros(len(row_N))
+    total_NC = np.zeros((len(row_N), 2 if greedy else 1))
     done = 0
     for pairs in batches_by_length(prompt_length_N + length_N, batch_tokens):
         continuations = [tokens_NL[n, : length_N[n]].tolist() for n in pairs]
-        total_N[pairs] = _whole_batch(backbone, [prompts[row] for row in row_N[pairs]], continuations)
+        total_NC[pairs] = _whole_batch(backbone, [prompts[row] for row in row_N[pairs]], continuations, greedy)
         done += len(pairs)
         if progress is not None:
             progress(done * len(prompts) // len(row_N), len(prompts))
     ends = np.cumsum([len(table.length_K) for table in tables])[:-1]
-    return np.split(total_N, ends) if tables else []
+    return np.split(total_NC, ends) if tables else []
 
 
-def _whole_batch(backbone: Backbone, prompts: list[list[int]], continuations: list[list[int]]) -> np.ndarray:
-    """Return the log-probability of each continuation, reading it and its prompt in one go, float64 [N]."""
+def _whole_batch(
+    backbone: Backbone, prompts: list[list[int]], continuations: list[list[int]], greedy: bool
+) -> np.ndarray:
+    """Return the sums of each continuation, reading it and its prompt in one go, float64 [N, C]."""
     model, filler = backbone.model, backbone.tokenizer.pad_token_id
     device = next(model.parameters()).device
     target_NL, is_target_NL = pad(continuations, filler, "right", device)
@@ -232,12 +278,15 @@ def _whole_batch(backbone: Backbone, prompts: list[list[int]], continuations: li
         logits = model(**inputs).logits[:, -kept:]
         column_NL = first_N[:, None] - first_N.min() + torch.arange(length, device=device)
         logits_NLV = logits[torch.arange(len(prompts), device=device)[:, None], column_NL.clamp(max=kept - 1)]
-    log_p_NL = _log_probabilities(logits_NLV, target_NL)
-    return torch.where(is_target_NL.bool(), log_p_NL, 0.0).double().sum(1).cpu().numpy()
+    return _sums(logits_NLV, target_NL, is_target_NL.bool(), greedy)
 
 
-def _log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the log-probability of each token under its logits, float32 [...] from [..., V] and [...]."""
-    tokens = tokens.to(logits.device)
-    logits = logits.float()
-    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+def _sums(logits_NLV: Tensor, tokens_NL: Tensor, counts_NL: Tensor, greedy: bool) -> np.ndarray:
+    """Return sums over the tokens that count, float64 [N, C]: log p, and with ``greedy`` those not the likeliest."""
+    tokens_NL = tokens_NL.to(logits_NLV.device)
+    logits_NLV = logits_NLV.float()
+    columns = [logits_NLV.gather(-1, tokens_NL[..., None])[..., 0] - logits_NLV.logsumexp(-1)]
+    if greedy:
+        columns.append((logits_NLV.argmax(-1) != tokens_NL).float())
+    sums_NC = torch.stack([torch.where(counts_NL, column, 0.0).double().sum(1) for column in columns], -1)
+    return sums_NC.cpu().numpy()
