@@ -84,4 +84,4 @@ def test_an_interrupted_run_says_how_to_go_on(recipe, write, tmp_path, capsys, m
 
 def test_a_mistake_leaves_nothing(recipe, write, tmp_path, capsys):
     assert ended("transfer", write(recipe), "--task", "sign", "--out", tmp_path / "out") == 2
-    assert "Transfer is between tasks" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "Two tasks or more are compared" in capsys.readouterr().err and not (tmp_path / "out").exists()
