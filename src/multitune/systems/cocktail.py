@@ -164,6 +164,13 @@ SYSTEM = System(
             "29 mixtures and budgets, not all subsets; the rate, 1e-3, is the house's for decoders of this size and "
             "was not searched.",
         ),
+        found=(
+            "What helps here is mostly length: all five targets together are ahead where each source is trained "
+            "on as long as alone, and far behind each alone at as many steps in all. The claim about all five is "
+            "about the former.",
+            "A gains from B and C in every seed, by less than the study's threshold at as many steps.",
+            "D gains from A in every seed, and more than the tolerance: a lexicon of its own does not keep it apart.",
+        ),
         used="""
 steps:
   mixture: {tasks: [sentiment, headlines, general], training: {epochs: 1}}

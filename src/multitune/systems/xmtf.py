@@ -128,6 +128,10 @@ SYSTEM = System(
             "before, in place of BLOOM and xP3.",
             "Rows are drawn fresh and all cells alike: caps and language shares play no part here.",
         ),
+        found=(
+            "Training in several languages carries over, and costs English a few hundredths at as many steps, in "
+            "every seed.",
+        ),
         used="""
 steps:
   joint:
