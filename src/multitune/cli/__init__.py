@@ -11,6 +11,7 @@ import typer
 from multitune import __version__
 from multitune.cli import (
     check,
+    cocktail,
     compare_methods,
     contamination,
     evaluate_code,
@@ -59,6 +60,7 @@ app.command("methods")(methods.methods)
 app.command("compare-methods")(compare_methods.compare_methods)
 app.command("evaluate-code")(evaluate_code.evaluate_code)
 app.command("transfer")(transfer.transfer)
+app.command("cocktail")(cocktail.cocktail)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

@@ -25,14 +25,15 @@ def aligned_differences(pairs: Sequence[Pair]) -> np.ndarray:
 
     Examples are told apart by their id and by how often that id has come before (several templates).
     """
-    befores = [_by_example(before) for before, _ in pairs]
-    afters = [_by_example(after) for _, after in pairs]
+    befores = [scores_by_example(before) for before, _ in pairs]
+    afters = [scores_by_example(after) for _, after in pairs]
     common = set.intersection(*(set(scores) for scores in [*befores, *afters]))
     keys = [key for key in afters[0] if key in common]
     return np.array([[after[key] - before[key] for key in keys] for before, after in zip(befores, afters, strict=True)])
 
 
-def _by_example(predictions: Sequence[Prediction]) -> dict[tuple[str, int], float]:
+def scores_by_example(predictions: Sequence[Prediction]) -> dict[tuple[str, int], float]:
+    """Return scores by an example's id and how often it has come before (several templates)."""
     seen: dict[str, int] = {}
     scores = {}
     for prediction in predictions:
