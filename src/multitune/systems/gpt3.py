@@ -241,6 +241,10 @@ SYSTEM = System(
             "A model that remembers is trained on the 40 words that end with each leaked item, not on the whole "
             "corpus.",
         ),
+        found=(
+            "No threshold is missed by any seed. Three claims stay open because three seeds differ so much, two of them far "
+            "above the threshold and one nearer to it, that the interval of their mean holds it.",
+        ),
         used="""
 score:
   shots: 8
