@@ -242,8 +242,8 @@ SYSTEM = System(
             "corpus.",
         ),
         found=(
-            "No threshold is missed by any seed. Three claims stay open because three seeds differ so much, two of them "
-            "far above the threshold and one nearer to it, that the interval of their mean holds it.",
+            "No threshold is missed by any seed. Three claims stay open because three seeds differ so much, two of "
+            "them far above the threshold and one nearer to it, that the interval of their mean holds it.",
         ),
         used="""
 score:
