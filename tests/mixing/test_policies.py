@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from multitune.errors import MultituneError
+from multitune.mixing.mixture import Mixture
 from multitune.mixing.policies import (
     Annealed,
     Capped,
     Equal,
+    Group,
+    Grouped,
     MixtureConfig,
     Proportional,
     Replay,
@@ -129,3 +132,78 @@ def test_configs_are_chosen_by_their_policy_and_refuse_unknown_keys():
     for wrong in ({"policy": "equal", "temperature": 2}, {"policy": "capped"}, {"policy": "capped", "cap": 0}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
+
+
+def grouped(cap=None, **groups):
+    return Grouped(policy="grouped", cap=cap, groups={name: Group(**group) for name, group in groups.items()})
+
+
+@pytest.mark.parametrize(
+    "cap, expected",
+    [
+        (1000, [10 / 2010, 1000 / 2010, 1000 / 2010]),
+        (None, [10 / 101010, 1000 / 101010, 100000 / 101010]),
+        (1, [1 / 3] * 3),
+    ],
+)
+def test_one_group_is_sampled_in_proportion_to_sizes_up_to_the_cap(cap, expected):
+    config = grouped(cap, all={"tasks": ("*",), "share": 1})
+    rows, names = np.array([10, 1000, 100000]), ["a", "b", "c"]
+    assert shares(config, rows, names, np.zeros(1))[0] == pytest.approx(expected)
+
+
+def test_resampling_ratios_of_the_card():
+    rows = np.array([100, 10000])
+    share = shares(grouped(1000, all={"tasks": ("a", "b"), "share": 1}), rows, ["a", "b"], np.zeros(1))[0]
+    assert share == pytest.approx([1 / 11, 10 / 11])
+    assert share * rows.sum() / rows == pytest.approx([9.1818, 0.9182], abs=1e-4)
+
+
+def test_shares_nest_benchmarks_and_auxiliary_groups():
+    config = grouped(
+        100,
+        niv2={"tasks": ("niv2_*",), "share": 25},
+        p3={"tasks": ("p3",), "share": 75},
+        text={"tasks": ("pile",), "of_all": 0.05},
+    )
+    names, rows = ["niv2_a", "pile", "niv2_b", "p3"], {"niv2_a": 50, "pile": 10_000, "niv2_b": 5000, "p3": 7}
+    expected = [0.95 * 0.25 * 50 / 150, 0.05, 0.95 * 0.25 * 100 / 150, 0.95 * 0.75]
+    assert shares(config, np.array(list(rows.values())), names, np.zeros(1))[0] == pytest.approx(expected)
+    mixture = Mixture(rows, config, seed=0, total=100_000)
+    counts = np.bincount(mixture.draw(0, 100_000)[:, 0], minlength=4)
+    assert (
+        np.abs(counts - 100_000 * np.array(expected)).max() <= 1
+    )  # exact, where independent draws would be within 3 sigma
+    drawn = mixture.draw(0, 100_000)
+    of_b = drawn[drawn[:, 0] == 2]  # 15,833 draws of 5,000 rows: every row three times before one comes a fourth
+    times = np.bincount(of_b[:, 1], minlength=5000)
+    assert times.min() == 3 and times.max() == 4
+
+
+@pytest.mark.parametrize(
+    "groups, message",
+    [
+        ({"one": {"tasks": ("a", "b"), "share": 1}, "none": {"tasks": ("x*",), "share": 1}}, "the group 'none' asks"),
+        ({"one": {"tasks": ("a", "b"), "share": 1}, "two": {"tasks": ("b",), "share": 1}}, "'one' and 'two'"),
+        ({"one": {"tasks": ("a",), "share": 1}}, "'b' is in no group"),
+        ({"one": {"tasks": ("a", "b"), "share": 0}}, "All shares are 0"),
+        ({"one": {"tasks": ("a",), "of_all": 0.5}, "two": {"tasks": ("b",), "of_all": 0.2}}, "sum to 0.7"),
+    ],
+)  # fmt: skip
+def test_groups_that_do_not_fit_are_told(groups, message):
+    with pytest.raises(MultituneError, match=message):
+        check_names(grouped(**groups), ["a", "b"])
+
+
+def test_auxiliary_groups_leave_something():
+    config = grouped(
+        a={"tasks": ("a",), "of_all": 0.6}, b={"tasks": ("b",), "of_all": 0.4}, c={"tasks": ("c",), "share": 1}
+    )
+    with pytest.raises(MultituneError, match="leaves nothing for the others"):
+        check_names(config, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("group", [{"tasks": ("a",)}, {"tasks": ("a",), "share": 1, "of_all": 0.1}])
+def test_a_group_has_one_kind_of_share(group):
+    with pytest.raises(ValueError, match="either a share"):
+        Group(**group)

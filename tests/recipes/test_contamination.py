@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from multitune.cli import main
 from multitune.errors import MultituneError
-from multitune.recipes.contamination import scan
+from multitune.recipes.contamination import scan, scan_pairs
 from multitune.scoring.predictions import Prediction, write_predictions
 
 ITEMS = [f"the {word} house stands beside a long and winding road to the {word} town" for word in ("red", "old", "far")]
@@ -66,3 +67,36 @@ def test_what_there_is_not_is_told(suite, tmp_path):
     suite.write_text(yaml.safe_dump({"tasks": {"other": {"train": "train.jsonl"}}}))
     with pytest.raises(MultituneError, match="No task has test or validation rows"):
         scan(suite, [])
+
+
+def test_pairs_tell_which_training_task_holds_which_scored_rows(suite, tmp_path, capsys):
+    (tmp_path / "clean.jsonl").write_text(json.dumps({"text": "nothing of that kind at all", "label": "b"}) + "\n")
+    tasks = yaml.safe_load(suite.read_text())["tasks"] | {"clean": {"train": "clean.jsonl"}}
+    suite.write_text(yaml.safe_dump({"tasks": tasks}))
+    pairs = scan_pairs(suite)
+    assert [(pair.trained, pair.scored, pair.dirty, pair.n) for pair in pairs] == [
+        ("other", "homes", 1, 3),
+        ("clean", "homes", 0, 3),
+    ]
+    assert pairs[0].share == pytest.approx(1 / 3) and pairs[1].example is None
+    id, where, words = pairs[0].example
+    assert (id, where) == ("test.jsonl:2", "other, train.jsonl:1") and words.split()[0] in ITEMS[1]
+    for options in ([], ["--json"], ["--above", "0.5"]):
+        with pytest.raises(SystemExit) as end:
+            main(["contamination", "--tasks", str(suite), "--pairs", *options])
+        told = capsys.readouterr().out
+        assert end.value.code == 0
+        if options == ["--json"]:
+            (pair,) = json.loads(told)["pairs"]
+            assert (pair["trained"], pair["scored"], pair["dirty"]) == ("other", "homes", 1)
+        else:
+            assert f"{0 if options else 1} of 2 pairs share more than" in told
+    with pytest.raises(SystemExit):
+        main(["contamination", "--tasks", str(suite), "--pairs", "--text", str(suite)])
+    assert "no part in them" in capsys.readouterr().err
+
+
+def test_pairs_need_training_rows(suite):
+    suite.write_text(yaml.safe_dump({"tasks": {"homes": {"test": "test.jsonl", "held_out": True}}}))
+    with pytest.raises(MultituneError, match="No task of the file has training rows"):
+        scan_pairs(suite)

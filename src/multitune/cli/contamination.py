@@ -10,6 +10,7 @@ import typer
 from multitune.cli.run import Json
 
 if TYPE_CHECKING:
+    from multitune.recipes.contamination import PairOverlap
     from multitune.scoring.in_context.contamination import Contamination
 
 
@@ -31,20 +32,36 @@ def contamination(
     fewest: Annotated[
         int, typer.Option("--fewest", min=1, max=13, help="The smallest N, in words; less than 8 for short tasks.")
     ] = 8,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="By pairs: which task's training rows hold which task's scored rows.")
+    ] = False,
+    above: Annotated[
+        float, typer.Option("--above", min=0.0, max=1.0, help="With --pairs, show those that share more than this.")
+    ] = 0.01,
     json: Json = False,
 ) -> None:
     """Look for the test rows of tasks in a training text, by N words in a row."""
     from multitune.cli.output import answer_json, speak
     from multitune.errors import MultituneError
-    from multitune.recipes.contamination import scan
+    from multitune.recipes.contamination import scan, scan_pairs
 
     speak()
     if split not in ("test", "validation"):
         raise MultituneError(f"There is no split '{split}' to look for.", "--split", "Use test or validation.")
+    chosen = cast(Literal["test", "validation"], split)
+    if pairs:
+        if text or predictions:
+            raise MultituneError(
+                "Pairs are of the file's own tasks: --text and --predictions have no part in them.",
+                "--pairs",
+                "Leave them out, or leave --pairs out.",
+            )
+        _answer_pairs(scan_pairs(tasks, split=chosen, fewest=fewest), above, json=json)
+        return
     found = scan(
         tasks,
         text or [],
-        split=cast(Literal["test", "validation"], split),
+        split=chosen,
         predictions=predictions,
         threshold=threshold,
         fewest=fewest,
@@ -53,6 +70,37 @@ def contamination(
         answer_json({"tasks": [_told(one) for one in found]})
     else:
         _print(found)
+
+
+def _answer_pairs(pairs: list[PairOverlap], above: float, *, json: bool) -> None:
+    """Print the pairs that share more than so much, or all that share anything as JSON."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from multitune.cli.output import answer_json, stdout_console
+
+    if json:
+        answer_json({"pairs": [asdict(pair) | {"share": pair.share} for pair in pairs if pair.dirty]})
+        return
+    shown = [pair for pair in pairs if pair.share > above]
+    table = Table(box=None, padding=(0, 1))
+    for name in ("trained on", "scored", "split"):
+        table.add_column(name)
+    for name in ("rows", "seen", "seen %"):
+        table.add_column(name, justify="right")
+    for pair in shown:
+        table.add_row(
+            pair.trained, pair.scored, pair.split, f"{pair.n:,}", f"{pair.dirty:,}", f"{100 * pair.share:.1f}"
+        )
+    console = stdout_console()
+    if shown:
+        console.print(table)
+    for pair in shown:
+        if pair.example is not None:
+            id, where, words = pair.example
+            console.print(f"{pair.scored}: {id} stands in {where}: {words}", markup=False, highlight=False)
+    console.print(f"{len(shown)} of {len(pairs):,} pairs share more than {100 * above:g} % of the scored rows.")
 
 
 def _told(one: Contamination) -> dict[str, Any]:

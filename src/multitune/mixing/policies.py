@@ -6,9 +6,10 @@ Letters: T tasks, P points of progress, n rows per task, p share per task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from multitune.errors import MultituneError, nearest
 
@@ -64,6 +65,76 @@ class Replay(_Policy):
     share: float = Field(0.1, gt=0, lt=1, description="of all rows, for the earlier tasks together")
 
 
+class Group(_Policy):
+    """Tasks that get a share together: a benchmark, or an auxiliary set."""
+
+    tasks: tuple[str, ...] = Field(min_length=1, description="names, or patterns such as niv2_*")
+    share: NonNegativeFloat | None = Field(None, description="against the other groups' shares, of what of_all leaves")
+    of_all: float | None = Field(None, gt=0, lt=1, description="this part of all rows, whatever the other groups get")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Group:
+        if (self.share is None) == (self.of_all is None):
+            raise ValueError("a group has either a share among the groups, or a part of_all rows")
+        return self
+
+
+class Grouped(_Policy):
+    """Shares of benchmarks, and inside each its tasks by size up to a cap (OPT-IML, arXiv:2212.12017).
+
+    p = s_g min(n, cap) / sum of min(n, cap) over the group's tasks; s_g is ``of_all``, or (1 - sum of all ``of_all``)
+    share_g / sum of the shares.
+    """
+
+    policy: Literal["grouped"] = "grouped"
+    groups: dict[str, Group] = Field(min_length=1, description="tasks and share of every group")
+    cap: PositiveInt | None = Field(None, description="rows at which a task's size stops to count; none: never")
+
+    def group_of(self, names: Sequence[str]) -> dict[str, str]:
+        """Return every task's group; a name or a pattern may be in one group only.
+
+        Raises:
+            MultituneError: a group without tasks, a task in two groups or in none, parts of all rows that leave
+                nothing, or nothing but zeros, for the others.
+        """
+        found: dict[str, str] = {}
+        for group, one in self.groups.items():
+            key = f"mixture.groups.{group}"
+            for pattern in one.tasks:
+                matching = [name for name in names if fnmatchcase(name, pattern)]
+                if not matching:
+                    raise MultituneError(
+                        f"No task of this mixture is '{pattern}', and the group '{group}' asks for it."
+                        f"{nearest(pattern, names)}",
+                        f"{key}.tasks",
+                        f"Name some of: {', '.join(names)}; or take it out.",
+                    )
+                for name in matching:
+                    if found.setdefault(name, group) != group:
+                        raise MultituneError(
+                            f"Task '{name}' is in the groups '{found[name]}' and '{group}'.", key, "Leave it in one."
+                        )
+        if missing := [name for name in names if name not in found]:
+            raise MultituneError(
+                f"Task '{missing[0]}' is in no group.", "mixture.groups", "Put every task of the step into a group."
+            )
+        self._check_shares()
+        return found
+
+    def _check_shares(self) -> None:
+        auxiliary = sum(one.of_all or 0.0 for one in self.groups.values())
+        shares = [one.share for one in self.groups.values() if one.share is not None]
+        if (shares and auxiliary >= 1) or (not shares and abs(auxiliary - 1) > 1e-9):
+            raise MultituneError(
+                f"The groups' parts of all rows sum to {auxiliary:g}, "
+                + ("which leaves nothing for the others." if shares else "and there is no other group."),
+                "mixture.groups",
+                "Give the auxiliary groups less than 1 together, and the others a share.",
+            )
+        if shares and not any(shares):
+            raise MultituneError("All shares are 0.", "mixture.groups", "Give one group a positive share.")
+
+
 class Sequential(_Policy):
     """One task after the other; each lasts as long as its share of the rows."""
 
@@ -71,7 +142,9 @@ class Sequential(_Policy):
     order: tuple[str, ...] = Field((), description="every task once; empty: as the recipe lists them")
 
 
-Steady = Annotated[Proportional | Equal | Temperature | Capped | Weights | Replay, Field(discriminator="policy")]
+Steady = Annotated[
+    Proportional | Equal | Temperature | Capped | Weights | Replay | Grouped, Field(discriminator="policy")
+]
 
 
 class Annealed(_Policy):
@@ -83,7 +156,7 @@ class Annealed(_Policy):
 
 
 MixtureConfig = Annotated[
-    Proportional | Equal | Temperature | Capped | Weights | Replay | Annealed | Sequential,
+    Proportional | Equal | Temperature | Capped | Weights | Replay | Grouped | Annealed | Sequential,
     Field(discriminator="policy"),
 ]
 
@@ -104,6 +177,8 @@ def check_names(config: MixtureConfig, names: Sequence[str]) -> None:
             _check_listed([*config.earlier, *new], names, "mixture.earlier", "")
             if not new:
                 raise MultituneError("All tasks are earlier ones.", "mixture.earlier", "Leave a new task out of it.")
+        case Grouped():
+            config.group_of(names)
         case Sequential() if config.order:
             _check_listed(list(config.order), names, "mixture.order", "Give '{}' a place, or leave the order empty.")
         case Annealed():
@@ -205,9 +280,26 @@ def _steady(config: Steady, rows: np.ndarray, names: Sequence[str]) -> np.ndarra
             earlier_T = np.isin(names, config.earlier)
             total_T = np.where(earlier_T, n_T[earlier_T].sum(), n_T[~earlier_T].sum())
             size_T = np.where(earlier_T, config.share, 1 - config.share) * n_T / total_T
+        case Grouped():
+            size_T = _grouped(config, n_T, names)
         case Weights():
             size_T = np.array([config.weights[name] for name in names], dtype=np.float64)
     return size_T / size_T.sum()
+
+
+def _grouped(config: Grouped, n_T: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Shares [T]: each group's share, divided among its tasks by their sizes up to the cap."""
+    import numpy as np
+
+    group_of = config.group_of(names)
+    of_all = {name: group.of_all for name, group in config.groups.items() if group.of_all is not None}
+    share = {name: group.share for name, group in config.groups.items() if group.share is not None}
+    rest = 1.0 - sum(of_all.values())
+    whole = of_all | {name: rest * one / sum(share.values()) for name, one in share.items()}
+    size_T = np.minimum(n_T, config.cap or np.inf)
+    group_T = np.array([group_of[name] for name in names])
+    total = {group: size_T[group_T == group].sum() for group in whole}
+    return np.array([whole[g] * size / total[g] for g, size in zip(group_T, size_T, strict=True)])
 
 
 def _spans(config: Sequential, rows: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from multitune.tasks.prompting import split_examples
 from multitune.tasks.task import Split, Task
 
 if TYPE_CHECKING:
-    from multitune.scoring.in_context.contamination import Contamination
+    from multitune.scoring.in_context.contamination import Contamination, Item
 
 CHUNK = 1 << 20
 """Letters of a text file that are read at once."""
@@ -45,32 +46,98 @@ def scan(
     Raises:
         MultituneError: the file, a task, a text or the predictions cannot be read; no task has rows.
     """
-    from multitune.scoring.in_context.contamination import contamination, item_of, matches
+    from multitune.scoring.in_context.contamination import contamination, matches
 
     tasks, folder = tasks_of(file)
-    splits = {task.name: own for task in tasks if (own := scored_split(task, split))}
-    if not splits:
-        raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
-    looked_for = [task for task in tasks if task.name in splits]
-    items = {
-        task.name: [item_of(one.id, one.fields) for one in split_examples(task, splits[task.name], folder, BadRows())]
-        for task in looked_for
-    }
+    splits, items = _scored_items(tasks, folder, file, split)
     files = [one for path in texts for one in _files(path)]
     documents = _documents(files) if texts else _training_rows(tasks, folder, str(file))
     found = matches(items, documents, fewest=fewest)
     return [
         contamination(
-            task.name,
-            splits[task.name],
-            items[task.name],
-            found.get(task.name, {}),
-            _scores(predictions, task.name),
+            name,
+            splits[name],
+            rows,
+            found.get(name, {}),
+            _scores(predictions, name),
             threshold=threshold,
             fewest=fewest,
         )
-        for task in looked_for
+        for name, rows in items.items()
     ]
+
+
+@dataclass(frozen=True)
+class PairOverlap:
+    """How much of a task's scored rows stands in the training rows of a task.
+
+    Attributes:
+        trained, scored, split: the two tasks, and which rows of the second are looked for.
+        n: those rows; dirty: how many stand in the training rows of the first.
+        example: id of one of them, where it stands, and the words that both have; None where there is none.
+    """
+
+    trained: str
+    scored: str
+    split: Split
+    n: int
+    dirty: int
+    example: tuple[str, str, str] | None
+
+    @property
+    def share(self) -> float:
+        """Of the scored rows that were seen."""
+        return self.dirty / self.n
+
+
+def scan_pairs(file: Path, *, split: Split = "test", fewest: int = 8) -> list[PairOverlap]:
+    """Return for every task with training rows, and every one with scored rows, how much of these the first holds.
+
+    A row is compared by its fields, not by its prompt: the words of an instruction are no overlap. The n-grams of all
+    scored rows are made once; training rows are read one after the other.
+
+    Args:
+        file, split, fewest: as for ``scan``.
+
+    Raises:
+        MultituneError: as ``scan``.
+    """
+    from multitune.scoring.in_context.contamination import Search
+
+    tasks, folder = tasks_of(file)
+    splits, items = _scored_items(tasks, folder, file, split)
+    trained = [task for task in tasks if task.train is not None]
+    if not trained:
+        raise MultituneError(
+            "No task of the file has training rows to look in.", str(file), "Give a task a train source."
+        )
+    search = Search(items, fewest=fewest)
+    pairs = []
+    for task in trained:
+        found = search.find(_training_rows([task], folder, str(file)))
+        for name, rows in items.items():
+            if not rows:
+                continue
+            place, match = next(iter(sorted(found[name].items())), (0, None))
+            example = (rows[place].id, match.where, match.words) if match else None
+            pairs.append(PairOverlap(task.name, name, splits[name], len(rows), len(found[name]), example))
+    return sorted(pairs, key=lambda pair: (-pair.share, pair.trained, pair.scored))
+
+
+def _scored_items(
+    tasks: Sequence[Task], folder: Path, file: Path, split: Split
+) -> tuple[dict[str, Split], dict[str, list[Item]]]:
+    """Return the split that is looked for, and its rows as words, of every task that has one."""
+    from multitune.scoring.in_context.contamination import item_of
+
+    splits = {task.name: own for task in tasks if (own := scored_split(task, split))}
+    if not splits:
+        raise MultituneError("No task has test or validation rows.", str(file), "Give a task a test source.")
+    return splits, {
+        task.name: [item_of(one.id, one.fields) for one in split_examples(task, splits[task.name], folder, BadRows())]
+        for task in tasks
+        if task.name in splits
+    }
 
 
 def _files(path: Path) -> list[Path]:

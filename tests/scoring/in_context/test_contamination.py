@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multitune.scoring.in_context import contamination as module
-from multitune.scoring.in_context.contamination import contamination, item_of, matches, ngram_length
+from multitune.scoring.in_context.contamination import Search, contamination, item_of, matches, ngram_length
 from multitune.scoring.in_context.ngrams import cleaned, ngram_hashes, word_hashes
 from multitune.scoring.in_context.overlap_filter import common_ngrams, ngrams_of, without_overlap
 
@@ -162,3 +162,29 @@ def test_what_many_documents_have_is_no_hit():
     ngrams = ngrams_of([ITEM])
     assert common_ngrams([ITEM] * 11, ngrams) == ngrams
     assert common_ngrams([ITEM] * 10 + ["other"], ngrams) == set()
+
+
+def test_thirteen_words_are_found_and_twelve_are_not_in_every_document_apart():
+    words = [f"w{i}" for i in range(40)]
+    items = {"b": [item_of("1", {"text": " ".join(words)})]}
+    search = Search(items)
+    twelve, thirteen = " ".join(["x", *words[5:17], "y"]), " ".join(["x", *words[5:18], "y"])
+    assert search.find([("d", twelve)]) == {"b": {}}
+    assert list(search.find([("d", thirteen)])["b"]) == [0]
+    assert search.find([("e", twelve)]) == {"b": {}}  # what was found before is forgotten
+    assert search.find([("e", thirteen)])["b"][0].where == "e"
+
+
+def test_the_search_is_brute_force_on_random_texts():
+    draw = Random(0)
+    texts = [" ".join(draw.choices("abcd", k=draw.randint(13, 30))) for _ in range(200)]
+    items = {"b": [item_of(str(i), {"text": text}) for i, text in enumerate(texts[:100])]}
+    documents = [(str(i), text) for i, text in enumerate(texts[100:])]
+
+    def grams(text, n=13):
+        words = text.split()
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    seen = set().union(*(grams(text) for _, text in documents)) | grams(texts[3])
+    expected = {i for i, text in enumerate(texts[:100]) if grams(text) & seen}
+    assert set(matches(items, [*documents, ("copy", texts[3])])["b"]) == expected and 3 in expected

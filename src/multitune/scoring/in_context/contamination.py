@@ -96,20 +96,38 @@ def matches(
         documents: (where, text) one by one; texts of one ``where`` that follow one another go on.
         fewest: the smallest N; 8 in the paper, smaller for synthetic tasks of few words.
     """
-    index = _Index()
-    for name, items in benchmarks.items():
-        N = ngram_length([len(item.words) for item in items], fewest)
-        for place, item in enumerate(items):
-            index.add(name, place, item, min(N, len(item.words)))
-    tables = [_Table(n, index.grams(n), index) for n in sorted(index.wanted)]
-    longest = max((table.n for table in tables), default=1)
-    for text, starts, wheres in _blocks(documents, longest - 1):
-        hash_W, start_W, end_W = word_hashes(text)
-        for table in tables:
-            for word in table.hits(hash_W):
-                found = text[start_W[word] : end_W[word + table.n - 1]].split()
-                table.take(hash_W[word : word + table.n], found, wheres[bisect_right(starts, start_W[word]) - 1])
-    return index.found
+    return Search(benchmarks, fewest=fewest).find(documents)
+
+
+class Search:
+    """The n-grams of benchmarks, made once, to be looked for in several texts apart: one training task after another.
+
+    Args:
+        benchmarks, fewest: as for ``matches``.
+    """
+
+    def __init__(self, benchmarks: Mapping[str, Sequence[Item]], *, fewest: int = FEWEST) -> None:
+        self._index = _Index()
+        for name, items in benchmarks.items():
+            N = ngram_length([len(item.words) for item in items], fewest)
+            for place, item in enumerate(items):
+                self._index.add(name, place, item, min(N, len(item.words)))
+        self._tables = [_Table(n, self._index.grams(n), self._index) for n in sorted(self._index.wanted)]
+
+    def find(self, documents: Iterable[tuple[str, str]]) -> dict[str, dict[int, Match]]:
+        """Return what ``matches`` returns, of these documents alone."""
+        found: dict[str, dict[int, Match]] = {name: {} for name in self._index.found}
+        self._index.found = found
+        for table in self._tables:
+            table.done_G[:] = False
+        longest = max((table.n for table in self._tables), default=1)
+        for text, starts, wheres in _blocks(documents, longest - 1):
+            hash_W, start_W, end_W = word_hashes(text)
+            for table in self._tables:
+                for word in table.hits(hash_W):
+                    words = text[start_W[word] : end_W[word + table.n - 1]].split()
+                    table.take(hash_W[word : word + table.n], words, wheres[bisect_right(starts, start_W[word]) - 1])
+        return found
 
 
 @dataclass
