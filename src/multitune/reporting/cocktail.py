@@ -11,18 +11,14 @@ from typing import Any
 import numpy as np
 
 from multitune import __version__
-from multitune.errors import MultituneError
 from multitune.recipes.cocktail import Arm, Budget, CocktailPlan, variant_name
 from multitune.recipes.run_folder import write_whole
 from multitune.reporting.charts import Mark, Whisker, whisker
-from multitune.reporting.comparison import higher_is_better, main_metric, value_of
-from multitune.reporting.intervals import scores_by_example
+from multitune.reporting.comparison import higher_is_better, main_metric
 from multitune.reporting.report import environment, signed_text
-from multitune.reporting.run_folder import BASE, Run, read_predictions, read_run
+from multitune.reporting.row_scores import Scored, aligned_rows, task_value
+from multitune.reporting.run_folder import BASE, Run, read_run
 from multitune.scoring.cocktails import Cocktail, Estimate, cocktail_name, effects_of, estimate, selected, weighted
-
-SAME = 1e-6
-"""Up to this distance a metric is the mean of its rows' scores."""
 
 WIDTH = 260.0
 """Pixels of a drawn effect."""
@@ -96,7 +92,7 @@ class Study:
 
 
 class _Scores:
-    """The scores of a finished study, signs turned so that more is better."""
+    """The scores of a finished study."""
 
     def __init__(self, plan: CocktailPlan, folder: Path) -> None:
         self.plan = plan
@@ -105,42 +101,17 @@ class _Scores:
         first = self.runs[variant_name(plan.seeds[0], "test")]
         self.metrics = {task: main_metric(first, task)[0] for task in first.tasks}
 
-    def value(self, seed: int, split: str, node: str, task: str) -> float:
-        """Return the task's metric as it is."""
-        run = self.runs[variant_name(seed, split)]
-        found = value_of(run, node, task, self._split(run, task), self.metrics[task])
-        if found is None or not np.isfinite(found[0]):
-            raise MultituneError(
-                f"The step '{node}' has no {self.metrics[task]} of '{task}'.",
-                str(run.folder / "scoreboard.parquet"),
-                "Give the task a metric that is defined on all its splits, or run the command again with a new --out.",
-            )
-        return found[0]
+    def scored(self, seed: int, split: str, node: str) -> Scored:
+        """Return a run and a node in it."""
+        return self.runs[variant_name(seed, split)], node
 
     def mean(self, seeds: Sequence[int], split: str, node: str, task: str) -> float:
-        """Return the mean of the metric over seeds."""
-        return fmean(self.value(seed, split, node, task) for seed in seeds)
+        """Return the mean of the metric over seeds, as it is."""
+        return fmean(task_value(self.scored(seed, split, node), task) for seed in seeds)
 
     def rows(self, groups: Sequence[tuple[Sequence[int], str]], task: str) -> list[np.ndarray]:
-        """Return the test scores of (seeds, node), float64 [K, n] each, on the rows that all of them have.
-
-        One column where the metric is no mean over rows. More is better.
-        """
-        sign = 1.0 if higher_is_better(self.metrics[task]) else -1.0
-        values = [[self.value(seed, "test", node, task) for seed in seeds] for seeds, node in groups]
-        kept = [
-            [scores_by_example(read_predictions(self.runs[variant_name(seed, "test")], node, task)) for seed in seeds]
-            for seeds, node in groups
-        ]
-        means_rows = all(
-            scores and abs(fmean(scores.values()) - value) <= SAME
-            for group, numbers in zip(kept, values, strict=True)
-            for scores, value in zip(group, numbers, strict=True)
-        )
-        if not means_rows:
-            return [sign * np.array(numbers)[:, None] for numbers in values]
-        keys = sorted(set.intersection(*(set(scores) for group in kept for scores in group)))
-        return [sign * np.array([[scores[key] for key in keys] for scores in group]) for group in kept]
+        """Return the test scores of (seeds, node), see ``row_scores.aligned_rows``."""
+        return aligned_rows([[self.scored(seed, "test", node) for seed in seeds] for seeds, node in groups], task)
 
     def forgotten(self, node: str) -> float | None:
         """Return the mean loss of a node on the tasks that nothing trains on; None where there are none."""
@@ -151,9 +122,6 @@ class _Scores:
             if task in self.metrics
         ]
         return fmean(lost) if lost else None
-
-    def _split(self, run: Run, task: str) -> str:
-        return main_metric(run, task)[1]
 
 
 def read_studies(plan: CocktailPlan, folder: Path) -> list[Study]:
