@@ -19,6 +19,7 @@ from multitune.cli import (
     extract_lora,
     init,
     launch_config,
+    learning_curve,
     merge,
     methods,
     predict,
@@ -61,6 +62,7 @@ app.command("compare-methods")(compare_methods.compare_methods)
 app.command("evaluate-code")(evaluate_code.evaluate_code)
 app.command("transfer")(transfer.transfer)
 app.command("cocktail")(cocktail.cocktail)
+app.command("learning-curve")(learning_curve.learning_curve)
 app.command("quickstart")(quickstart.quickstart)
 app.command("schema")(schema.schema)
 app.command("launch-config")(launch_config.launch_config)

@@ -121,19 +121,19 @@ def _refuse_many(plan: CocktailPlan, *, yes: bool) -> None:
 
 def _tell_plan(plan: CocktailPlan, *, json: bool) -> None:
     """Print every arm with what it draws."""
-    from multitune.cli.output import answer_json, stdout_console
+    from multitune.cli.output import answer_json, stdout_console, table_of
 
     arms = {arm.label: {name: round(count, 1) for name, count in plan.draws[arm].items()} for arm in plan.arms}
     if json:
         answer_json({"trainings": plan.trainings, "seeds": plan.seeds, "examples": arms, "warnings": plan.warnings})
         return
     rows = {label: [str(draws.get(name, "")) for name in plan.sources] for label, draws in arms.items()}
-    stdout_console().print(_table("examples of every source", "arm", list(plan.sources), rows))
+    stdout_console().print(table_of("examples of every source", "arm", list(plan.sources), rows))
 
 
 def _tell(studies: list[Study], warnings: list[str]) -> None:
     """Print the effects, the best cocktails and the advice."""
-    from multitune.cli.output import stdout_console
+    from multitune.cli.output import stdout_console, table_of
     from multitune.reporting.report import signed_text
 
     def with_interval(one: Any) -> str:
@@ -149,22 +149,9 @@ def _tell(studies: list[Study], warnings: list[str]) -> None:
             for one in (*study.tried, *((study.longer,) if study.longer else ()))
         }  # fmt: skip
         show()
-        show(_table(f"{study.target}, {study.budget}", "cocktail", ["validation", "test", "gain over alone"], rows))
+        show(table_of(f"{study.target}, {study.budget}", "cocktail", ["validation", "test", "gain over alone"], rows))
         show()
-        show(_table(f"effects ({study.kind})", "ingredient", ["effect"], effects))
+        show(table_of(f"effects ({study.kind})", "ingredient", ["effect"], effects))
         typer.echo(f"\n{study.advice}")
     for warning in warnings:
         typer.echo(f"- {warning}")
-
-
-def _table(title: str, first: str, headings: list[str], rows: dict[str, list[str]]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, cells in rows.items():
-        table.add_row(Text(name), *map(Text, cells))  # brackets are brackets, no markup
-    return table

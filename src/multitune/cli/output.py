@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Libraries read these once, when they are first imported; what the user has set wins.
 QUIET_LIBRARIES = {
@@ -101,3 +103,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, numpy.ndarray | numpy.generic):
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def table_of(title: str, first: str, headings: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """Return a table for people: a name and cells per row, numbers to the right; brackets are brackets, no markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, cells in rows.items():
+        table.add_row(Text(name), *map(Text, cells))
+    return table

@@ -69,19 +69,20 @@ def transfer(
 
 def _tell(show: Callable[..., None], found: Transfer, pairs: list[PairGain], told: dict[str, Any]) -> None:
     """Print the matrices, the pairs and the suggestion for people."""
+    from multitune.cli.output import table_of
     from multitune.reporting.transfer import gain_text, share_text
 
     gains = {row: [gain_text(one) for one in cells.values()] for row, cells in found.gains.items()}
     shares = {row: [share_text(cells[column]) for column in found.rows] for row, cells in found.shares.items()}
     headings = [f"{task} ({found.metrics[task]})" for task in found.columns]
     show()
-    show(_table("gain over the base, 95 % interval over rows", headings, gains))
+    show(table_of("gain over the base, 95 % interval over rows", "trained on", headings, gains))
     show()
-    show(_table("share of the column's own gain", list(found.rows), shares))
+    show(table_of("share of the column's own gain", "trained on", list(found.rows), shares))
     if pairs:
         together = {" + ".join(pair.tasks): [gain_text(one) for one in pair.gains.values()] for pair in pairs}
         show()
-        show(_table("pairs together, gain over alone", ["the first", "the second"], together))
+        show(table_of("pairs together, gain over alone", "trained on", ["the first", "the second"], together))
     typer.echo(f"\n{ADVICE[told['advice']]} {told['reason']}")
     for warning in told["warnings"]:
         typer.echo(f"- {warning}")
@@ -93,16 +94,3 @@ ADVICE = {
     "groups": "Train these groups.",
     "alone": "Train each task alone.",
 }
-
-
-def _table(title: str, headings: list[str], rows: dict[str, list[str]]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("trained on", overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, cells in rows.items():
-        table.add_row(Text(name), *map(Text, cells))  # brackets are brackets, no markup
-    return table
