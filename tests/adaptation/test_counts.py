@@ -40,6 +40,8 @@ COUNTS = [
         + LAYERS * (2 * 3 * WIDTH + 3 + 2 * WIDTH + 1),
     ),
     ({"method": "adamix", "r": 3, "n_modules": 2}, 2 * LAYERS * 2 * (2 * 3 * WIDTH + 3 + WIDTH)),
+    ({"method": "binary_mask"}, over(lambda i, o: i * o)),
+    ({"method": "diff_pruning"}, over(lambda i, o: 2 * i * o)),
     ({"method": "bottleneck", "r": 3}, LAYERS * 2 * (2 * 3 * WIDTH + 3 + WIDTH)),
     ({"method": "adalora", "init_r": 3}, over(lambda i, o: 3 * (i + o + 1))),
     ({"method": "delora", "r": 3}, over(lambda i, o: 3 * (i + o) + 1)),

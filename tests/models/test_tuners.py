@@ -24,10 +24,12 @@ from transformers import (
 from multitune.models.tuners import OURS, register_tuners
 from multitune.models.tuners.adamix import AdaMixConfig
 from multitune.models.tuners.adapter_bias import AdapterBiasConfig
+from multitune.models.tuners.binary_mask import BinaryMaskConfig
 from multitune.models.tuners.bitfit import BitFitConfig, BitFitModel
 from multitune.models.tuners.bottleneck import BottleneckConfig, BottleneckModel
 from multitune.models.tuners.compacter import CompacterConfig, kronecker_matrix
 from multitune.models.tuners.diff_fit import DiffFitConfig
+from multitune.models.tuners.diff_pruning import DiffPruningConfig
 from multitune.models.tuners.hybrid_config import MamConfig, UniPeltConfig
 from tests.small_llama import small_llama
 
@@ -40,10 +42,12 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 CONFIGS = [
     AdaMixConfig(r=3, n_modules=2, task_type="CAUSAL_LM"),
     AdapterBiasConfig(task_type="CAUSAL_LM"),
+    BinaryMaskConfig(task_type="CAUSAL_LM"),
     BitFitConfig(task_type="CAUSAL_LM"),
     BottleneckConfig(r=3, task_type="CAUSAL_LM"),
     CompacterConfig(r=4, n=2, task_type="CAUSAL_LM"),
     DiffFitConfig(task_type="CAUSAL_LM"),
+    DiffPruningConfig(task_type="CAUSAL_LM"),
     MamConfig(r=3, prefix_length=4, task_type="CAUSAL_LM"),
     UniPeltConfig(r=3, prefix_length=4, lora_r=2, task_type="CAUSAL_LM"),
 ]

@@ -171,7 +171,7 @@ def _trainable(model: Any) -> int:
 
 
 def allocate_ranks(model: Any, step: int) -> None:
-    """Let AdaLoRA redistribute its ranks (arXiv:2303.10512, algorithm 1); other models are left alone.
+    """Let AdaLoRA redistribute its ranks (arXiv:2303.10512, algorithm 1), diff pruning settle; others are left alone.
 
     Call it after the backward pass of every optimiser step, before gradients are cleared.
 
@@ -186,10 +186,13 @@ def allocate_ranks(model: Any, step: int) -> None:
 
 
 def schedule_ranks(model: Any, steps: int) -> None:
-    """Stretch AdaLoRA's schedule to the optimiser steps of a run; other models are left alone.
+    """Stretch AdaLoRA's schedule, or diff pruning's, to the optimiser steps of a run; other models are left alone.
 
     Call it before the first step. The warm-up and the final phase keep their shares of the whole.
     """
+    schedule = getattr(getattr(_adapted(model), "base_model", None), "schedule", None)
+    if schedule is not None:
+        schedule(steps)
     if not _allocates_ranks(model):
         return
     adapted = _adapted(model)
@@ -197,6 +200,18 @@ def schedule_ranks(model: Any, steps: int) -> None:
     share = steps / config.total_step
     config.total_step, config.tinit, config.tfinal = steps, int(config.tinit * share), int(config.tfinal * share)
     adapted.base_model.rankallocator.set_total_step(steps)
+
+
+def penalty(model: Any) -> Tensor | None:
+    """Return what a method adds to the loss of an optimiser step, times its weight; None for most.
+
+    AdaLoRA has singular vectors that are not orthogonal, diff pruning the gates that are open.
+
+    Args:
+        model: backbone's model.
+    """
+    own = getattr(getattr(_adapted(model), "base_model", None), "penalty", None)
+    return orthogonality(model) if own is None else own()
 
 
 def orthogonality(model: Any) -> Tensor | None:

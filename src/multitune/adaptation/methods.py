@@ -89,9 +89,17 @@ METHODS: dict[str, Method] = {
     "beft": Method(
         "selective", "a bias on the value projections", "d_out per matrix", "2509.15974", merges=False
     ),  # no layer takes a bias that it has not got
+    "binary_mask": Method(
+        "selective", "W0 * 1[M > tau]: which weights stay, with straight-through gradients", "d_in d_out per matrix",
+        "2004.12406",
+    ),
     "child_tuning": Method(
         "selective", "a part of the entries of every weight, drawn at each step (F) or of most Fisher information (D)",
         "all of them (F), reserve x all (D)", "2109.05687",
+    ),
+    "diff_pruning": Method(
+        "selective", "W0 + z * w with gates z that are learned to be zero; in the end a share of the entries changes",
+        "2 d_in d_out per matrix, of which keep d_in d_out change in the end", "2012.07463",
     ),
     "fish": Method(
         "selective", "the entries of the weights with the largest Fisher information", "keep", "2111.09839",

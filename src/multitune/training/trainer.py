@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from multitune.adaptation.adapting import load_rank_state, orthogonality, rank_state
+from multitune.adaptation.adapting import load_rank_state, penalty, rank_state
 from multitune.adaptation.updates import UpdateRule
 from multitune.errors import MultituneError
 from multitune.mixing.batches import TrainingBatches
@@ -188,8 +188,8 @@ class MultiTaskTrainer(Trainer):
         loss = self.objective.loss(inputs, nll_N) * self.args.world_size
         if self.router_loss is not None:
             loss = loss + self.router_loss.of_last_pass(inputs) / self._micro_batches
-        penalty = orthogonality(self.model.model)
-        return loss if penalty is None else loss + penalty / self._micro_batches
+        more = penalty(self.model.model)
+        return loss if more is None else loss + more / self._micro_batches
 
     def training_step(self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward; where gradients are balanced, one backward pass for every task."""
@@ -207,8 +207,8 @@ class MultiTaskTrainer(Trainer):
             loss_T, present_T = self.objective.losses_of_step(), self.objective.present_T
             coefficients = partial(self.balancing.coefficients, loss_T=loss_T, present_T=present_T)
             self.task_gradients.combine(coefficients, present_T)
-            if (penalty := orthogonality(self.model.model)) is not None:
-                penalty.backward()  # belongs to no task
+            if (more := penalty(self.model.model)) is not None:
+                more.backward()  # belongs to no task
         return loss
 
     def _token_losses(self, model: torch.nn.Module, inputs: Batch) -> Tensor:

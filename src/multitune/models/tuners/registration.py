@@ -12,11 +12,13 @@ from typing import Any
 OURS: dict[str, tuple[str, str, str]] = {
     "adamix": ("multitune.models.tuners.adamix", "AdaMixConfig", "AdaMixModel"),
     "adapter_bias": ("multitune.models.tuners.adapter_bias", "AdapterBiasConfig", "AdapterBiasModel"),
+    "binary_mask": ("multitune.models.tuners.binary_mask", "BinaryMaskConfig", "BinaryMaskModel"),
     "bitfit": ("multitune.models.tuners.bitfit", "BitFitConfig", "BitFitModel"),
     "bottleneck": ("multitune.models.tuners.bottleneck", "BottleneckConfig", "BottleneckModel"),
     "compacter": ("multitune.models.tuners.compacter", "CompacterConfig", "CompacterModel"),
     "dept": ("multitune.models.tuners.soft_prompt_model", "DeptConfig", "DeptModel"),
     "diff_fit": ("multitune.models.tuners.diff_fit", "DiffFitConfig", "DiffFitModel"),
+    "diff_pruning": ("multitune.models.tuners.diff_pruning", "DiffPruningConfig", "DiffPruningModel"),
     "ept": ("multitune.models.tuners.soft_prompt_model", "EptConfig", "EptModel"),
     "mam": ("multitune.models.tuners.hybrid", "MamConfig", "MamModel"),
     "mhr": ("multitune.models.tuners.mhr", "MhrConfig", "MhrModel"),
