@@ -267,7 +267,7 @@ def test_what_peft_cannot_place_is_told_in_its_words(
 @pytest.mark.parametrize(
     ("family", "method", "options", "mend"),
     [
-        ("gpt2", "beft", {}, "These can adapt GPT2LMHeadModel: bitfit, ln_tuning, lora; "),
+        ("gpt2", "beft", {}, "These can adapt GPT2LMHeadModel: bitfit, binary_mask, diff_pruning, ln_tuning, lora; "),
         ("t5", "adaption_prompt", {}, "These can adapt T5ForConditionalGeneration: "),
         ("bert", "cpt", {"cpt_token_ids": [1]}, "These can adapt BertModel: "),
         ("llama", "lora", {"target_modules": ["none"]}, "Change the option it speaks of: with its defaults 'lora' has"),

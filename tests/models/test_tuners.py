@@ -76,8 +76,11 @@ def t5():
 
 def output_of(model) -> torch.Tensor:
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
+    training = model.training
+    model.eval()  # diff pruning draws its gates in training
     with torch.no_grad():
         out = model(input_ids=IDS, **({"labels": IDS} if encoder_decoder else {}))
+    model.train(training)
     return out.logits if "logits" in out else out.last_hidden_state
 
 

@@ -53,12 +53,15 @@ class ReweightedLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Change the weight itself; what it was is kept until it is unmerged."""
         base: Any = self.get_base_layer()
+        training = self.training
+        self.eval()  # what is drawn in training is no part of the weight
         with torch.no_grad():
             for name in check_adapters_to_merge(self, adapter_names):
                 if name in self.configs:
                     self._before.append(base.weight.data.clone())
                     base.weight.data = self.changed(name, base.weight.data)
                     self.merged_adapters.append(name)
+        self.train(training)
 
     def unmerge(self) -> None:
         """Put the weight back as it was, to the bit."""
