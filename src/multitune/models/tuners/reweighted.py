@@ -44,7 +44,7 @@ class ReweightedLayer(nn.Module, BaseTunerLayer):
         if not names:
             plain: Tensor = self.base_layer(hidden, *args, **kwargs)
             return plain
-        weight: Tensor = self.get_base_layer().weight
+        weight: Any = self.get_base_layer().weight
         for name in names:
             weight = self.changed(name, weight)
         output: Tensor = functional_call(self.base_layer, {"weight": weight}, (hidden, *args), kwargs)
