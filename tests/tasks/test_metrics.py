@@ -268,3 +268,31 @@ def test_an_installed_package_offers_a_metric(tmp_path, monkeypatch):
 def test_variants_by_worked_values(name, prediction, reference, value):
     pytest.importorskip("rouge_score")
     assert metric(name).score([prediction], [reference]) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "prediction, reference, right",
+    [
+        ("12.5%", "12.50 %", True),
+        ("12.50 per cent", "12.5%", True),
+        ("0.125", "12.5%", True),
+        ("12.5%", "0.125", True),
+        ("12.5", "12.5%", True),  # a bare number, in the unit of the reference
+        ("12.5", "0.125", False),  # no unit on either side
+        ("1.25%", "12.5%", False),
+        ("the margin is 1,234.5 dollars", "$1,234", True),
+        ("1,250", "1,234", False),
+        ("0.3", "0.34", False),
+        ("0.338", "0.34", True),
+        ("-12.5%", "12.5%", False),
+        ("0.0", "0", True),
+        ("", "12.5%", False),
+        ("none", "12.5%", False),
+    ],
+)
+def test_numbers_are_close_in_the_unit_that_is_declared(prediction, reference, right):
+    assert metric("numeric_close").per_example([prediction], [reference])[0] == right
+    if prediction != reference:
+        assert (
+            metric("exact_match").per_example([prediction], [reference])[0] == 0.0
+        )  # the strict one fails where this passes

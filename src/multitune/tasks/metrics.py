@@ -265,6 +265,47 @@ def same_number(prediction: str, reference: str) -> float:
     return float(number is not None and number == last_number(reference))
 
 
+_PER_CENT = re.compile(r"\s*(?:%|per ?cent\b)")
+CLOSE = Decimal("0.01")
+"""Part of the right number by which an answer may be off."""
+
+
+def close_number(prediction: str, reference: str) -> float:
+    """1 when the last numbers agree as answers about money and reports do: within 1 %, or rounded as the reference is.
+
+    12.5 %, 12.50% and 0.125 are the same: a per cent sign divides by 100. Where one of the two texts has the sign, the
+    other's bare number counts in either unit. 0 when one text has no number, an empty answer among them.
+    """
+    found, right = _with_unit(prediction), _with_unit(reference)
+    if found is None or right is None:
+        return 0.0
+    number, in_per_cent = found
+    wanted, wanted_in_per_cent = right
+    candidates = [number / 100 if in_per_cent else number]
+    if in_per_cent != wanted_in_per_cent:
+        candidates.append(number if in_per_cent else number / 100)
+    value = wanted / 100 if wanted_in_per_cent else wanted
+    exponent = value.as_tuple().exponent
+    decimals = Decimal(1).scaleb(min(0, exponent if isinstance(exponent, int) else 0))
+    return float(any(abs(one - value) <= CLOSE * abs(value) or _rounded(one, decimals) == value for one in candidates))
+
+
+def _rounded(number: Decimal, decimals: Decimal) -> Decimal | None:
+    try:
+        return number.quantize(decimals)
+    except InvalidOperation:  # more digits than a decimal holds: far from any right answer
+        return None
+
+
+def _with_unit(text: str) -> tuple[Decimal, bool] | None:
+    """Return the last number of a text, and whether a per cent sign follows it."""
+    number = last_number(text)
+    if number is None:
+        return None
+    last = list(_NUMBER.finditer(text))[-1]
+    return number, _PER_CENT.match(text, last.end()) is not None
+
+
 def bleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
     """Corpus BLEU of sacrebleu with its default tokenisation; 0..100."""
     from sacrebleu.metrics import BLEU
@@ -358,6 +399,7 @@ METRICS: dict[str, Metric] = {
     "codebleu": Metric("codebleu", ("generate",), True, codebleu),
     "ast_match": _of_means("ast_match", ("generate",), _best(same_code)),
     "numeric_match": _of_means("numeric_match", ("generate",), _best(same_number)),
+    "numeric_close": _of_means("numeric_close", ("generate",), _best(close_number)),
     "pearson": Metric("pearson", ("regress",), True, pearson),
     "spearman": Metric("spearman", ("regress",), True, spearman),
     "mse": _of_means("mse", ("regress",), squared_errors, higher_is_better=False),
