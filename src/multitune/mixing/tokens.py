@@ -32,6 +32,7 @@ from multitune.mixing.encoding import (
     encode_prompts,
     prompt_affixes,
 )
+from multitune.mixing.training_demonstrations import TrainingDemonstrations
 from multitune.mixing.truncation import truncate
 from multitune.tasks.bad_rows import BadRows
 from multitune.tasks.prompting import is_resolved, prompted_examples, resolve
@@ -155,7 +156,8 @@ def tokenise(
     fingerprint = _fingerprint(task, split, tokenizer, form, folder, max_length, on_overlong)
     path = cache / f"{task.name}-{split}-{fingerprint[:20]}.arrow"
     if not _facts_path(path).exists():
-        writing = _TableWriter(task, split, tokenizer, form, max_length, on_overlong)
+        shown = TrainingDemonstrations(task, folder) if split == "train" and task.train_shots else None
+        writing = _TableWriter(task, split, tokenizer, form, max_length, on_overlong, shown)
         try:
             _write(path, fingerprint, writing, _examples(task, split, folder, writing.bad_rows), progress)
         except OSError as error:
@@ -169,11 +171,19 @@ class _TableWriter:
     """Turns batches of examples into record batches, and counts what it cuts, drops and skips."""
 
     def __init__(
-        self, task: Task, split: Split, tokenizer: Any, form: Form, max_length: int, on_overlong: OnOverlong
+        self,
+        task: Task,
+        split: Split,
+        tokenizer: Any,
+        form: Form,
+        max_length: int,
+        on_overlong: OnOverlong,
+        demonstrations: TrainingDemonstrations | None = None,
     ) -> None:
         self.task, self.split, self.tokenizer, self.form = task, split, tokenizer, form
         self.max_length, self.on_overlong = max_length, on_overlong
         self.affixes = prompt_affixes(tokenizer, form)
+        self.demonstrations = demonstrations
         self.bad_rows = BadRows()
         self.rows = self.read = self.truncated = self.dropped = self.overlong = 0
         self.longest: tuple[int, str] = (0, "")
@@ -181,6 +191,8 @@ class _TableWriter:
     def record_batch(self, prompted: Sequence[Prompted]) -> pa.RecordBatch:
         """Encode examples; those without loss, and the over-long where the policy says so, are left out."""
         self.read += len(prompted)
+        if self.demonstrations is not None:
+            prompted = self.demonstrations.before(prompted, self.tokenizer, self.form, self.max_length)
         rows = [row for row in map(self._fitted, *self._encoded(prompted)) if row is not None]
         self.rows += len(rows)
         labels = [row[1] for row in rows]

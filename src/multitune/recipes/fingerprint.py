@@ -46,6 +46,7 @@ _ONLY_TRAINED = {
     "held_out",
     "program",
     "cases",
+    "train_shots",
 }  # the scored rows are digested themselves
 _ONLY_LOGGED = {"logging_steps", "save_steps", "save_total_limit", "report_to"}
 

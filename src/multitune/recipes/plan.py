@@ -187,6 +187,7 @@ def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, ma
     import numpy as np
 
     from multitune.mixing.encoding import encode_all, prompt_affixes
+    from multitune.mixing.training_demonstrations import TrainingDemonstrations
     from multitune.mixing.truncation import truncate
     from multitune.tasks.bad_rows import BadRows
     from multitune.tasks.prompting import prompted_examples
@@ -194,6 +195,9 @@ def statistics(task: Task, recipe: Recipe, tokenizer: Any, facts: ModelFacts, ma
     bad_rows = BadRows()
     examples = prompted_examples(task, "train", recipe.folder, templates="rotate", bad_rows=bad_rows)
     rows, sampled = _sample(examples)
+    if task.train_shots:
+        shown = TrainingDemonstrations(task, recipe.folder)
+        sampled = shown.before(sampled, tokenizer, facts.form, max_length)
     affixes = prompt_affixes(tokenizer, facts.form)
     lengths, label_counts, truncated, dropped = [], [], 0, 0
     sample: list[tuple[str, bool]] = []

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveInt,
     model_validator,
 )
@@ -106,6 +107,9 @@ class Task(BaseModel):
     prompt_names: Texts = Field((), description="names of the prompts, for tables; else they are numbered from 1")
     prompt_field: str | None = Field(
         None, description="the field of a training row that names its prompt, instead of drawing one"
+    )
+    train_shots: NonNegativeInt = Field(
+        0, description="solved rows before a training row: 0 to so many are drawn for each; only its own target trains"
     )
     continuation: str | None = Field(
         None,
